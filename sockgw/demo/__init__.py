@@ -1,0 +1,1 @@
+"""A demonstration on one machine: origin, outer layer and inner layer."""

@@ -1,0 +1,119 @@
+"""Header fields: which are well-formed, which stop at a hop, and how they are written.
+
+Both layers distrust each other, so heads that came through the tunnel are checked here as strictly
+as llhttp checks those that came from a socket.
+"""
+
+import re
+from collections.abc import Iterable
+
+from sockgw.protocol.heads import Headers
+
+__all__ = [
+    "HOP_BY_HOP",
+    "check_value",
+    "connection_options",
+    "end_to_end",
+    "get",
+    "get_all",
+    "lower",
+    "serialize",
+]
+
+# RFC 9110, section 7.6.1, with Proxy-* of section 11.7 and obsolete ones still seen in the wild.
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    )
+)
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")  # RFC 9110, section 5.6.2
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # section 5.5: no controls but HTAB
+
+# Names repeat from request to request: one dictionary look-up instead of a match and a copy. The
+# bound keeps strangers from growing it; names beyond it are matched each time.
+_MAX_CACHED_NAMES = 1024
+_lowered: dict[bytes, bytes] = {}
+
+
+def lower(name: bytes) -> bytes:
+    """Return a field name in lower case.
+
+    Raises ValueError where it is no token (RFC 9110, section 5.1).
+    """
+    known = _lowered.get(name)
+    if known is not None:
+        return known
+    if not _TOKEN.fullmatch(name):
+        raise ValueError("bad header name")
+    result = name.lower()
+    if len(_lowered) < _MAX_CACHED_NAMES:
+        _lowered[name] = result
+    return result
+
+
+def get_all(headers: Headers, name: bytes) -> list[bytes]:
+    """Return the values of all fields of that name, which is given in lower case."""
+    return [value for key, value in headers if lower(key) == name]
+
+
+def get(headers: Headers, name: bytes) -> bytes | None:
+    """Return the value of the first field of that name, which is given in lower case."""
+    for key, value in headers:
+        if lower(key) == name:
+            return value
+    return None
+
+
+def connection_options(headers: Headers) -> set[bytes]:
+    """Return what all ``Connection`` fields list, in lower case (RFC 9110, section 7.6.1)."""
+    options: set[bytes] = set()
+    for key, value in headers:
+        if lower(key) == b"connection":
+            options.update(option.strip(b" \t").lower() for option in value.split(b","))
+    options.discard(b"")
+    return options
+
+
+def end_to_end(headers: Headers, also: Iterable[bytes] = ()) -> Headers:
+    """Return the fields that pass a gateway: neither hop-by-hop nor named by ``Connection``.
+
+    ``also`` names further fields to leave out, in lower case. Raises ValueError for a bad name.
+    """
+    drop = HOP_BY_HOP.union(connection_options(headers), also)
+    return [field for field in headers if lower(field[0]) not in drop]
+
+
+def serialize(start_line: bytes, headers: Headers) -> bytes:
+    """Return a head as it goes on the wire, with its empty line.
+
+    Raises ValueError where a name is no token or a value could end its line.
+    """
+    lines = [start_line]
+    for name, value in headers:
+        lower(name)
+        lines.append(name + b": " + value)
+    block = b"\r\n".join(lines)
+    # One look at the whole block: exactly the line ends that we wrote ourselves. It costs a
+    # hundredth of a match per value.
+    ends = len(lines) - 1
+    if block.count(b"\n") != ends or block.count(b"\r") != ends or b"\0" in block:
+        raise ValueError("control character in a head")
+    return block + b"\r\n\r\n"
+
+
+def check_value(value: bytes) -> bytes:
+    """Return a field value unchanged; raise ValueError for control characters."""
+    if _BAD_VALUE.search(value):
+        raise ValueError("control character in a header value")
+    return value

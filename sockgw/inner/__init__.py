@@ -1,0 +1,1 @@
+"""The inner layer: the private side."""

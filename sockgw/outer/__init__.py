@@ -1,0 +1,1 @@
+"""The outer layer: the public side."""

@@ -1,0 +1,1 @@
+"""The wire, without I/O: frames, credit, sessions and the handshake."""
