@@ -32,6 +32,7 @@ class StreamCode(IntEnum):
     PROTOCOL_ERROR = 3
     FLOW_CONTROL_ERROR = 4
     INTERNAL_ERROR = 5
+    TUNNEL_LOST = 6  #: the tunnel ended; each side tells itself, it is never on the wire
     DNS_ERROR = 16
     CONNECTION_REFUSED = 17
     CONNECTION_TIMEOUT = 18

@@ -23,8 +23,13 @@ class RequestHead:
 
 @dataclass(slots=True)
 class ResponseHead:
-    """A status line and its header section."""
+    """A status line and its header section.
+
+    ``origin`` is the protocol, host name and port of the server that answered, where only the inner
+    layer knows it (a target that names a service); the gateway rewrites that origin in headers.
+    """
 
     status: int
     reason: bytes
     headers: Headers
+    origin: tuple[str, str, int] | None = None

@@ -1,0 +1,337 @@
+"""One stream: what may come and go in which order, its credit, and what waits to be sent.
+
+Each direction walks through three phases::
+
+    outer to inner:           OPEN ─▶ BODY ─▶ ENDED
+    inner to outer:   HEAD ─▶ HEAD ─▶ BODY ─▶ ENDED
+                      └─ interim (1xx)
+
+OPEN carries the request head, so the direction that opens starts in BODY. FIN on OPEN, HEAD or
+DATA, or a HEAD with trailers, leads to ENDED. A stream is over when both directions have ended, or
+when either side resets it.
+
+Data waits here, in the stream that it belongs to, until there is credit and the carrier takes
+more. Whoever writes looks at :attr:`Stream.congested` afterwards and stops its source until
+``drained`` is called: advice, so a stream holds one high-water mark and one read of its source.
+"""
+
+from collections import deque
+from enum import Enum, auto
+from typing import Protocol
+
+from sockgw.protocol.errors import LocalError, StreamCode, StreamError
+from sockgw.protocol.frames import FIN, MAX_DATA, FrameType, encode, pack_header
+from sockgw.protocol.heads import Headers, ResponseHead
+from sockgw.protocol.payloads import (
+    decode_head,
+    encode_reset,
+    encode_response,
+    encode_trailers,
+    u32,
+)
+from sockgw.protocol.windows import (
+    CreditOverflow,
+    CreditOverrun,
+    ReceiveWindow,
+    SendWindow,
+)
+
+__all__ = ["Phase", "Stream", "StreamHandler"]
+
+HIGH_WATER = 65_536  # bytes waiting; above it the source should pause. One read of a socket.
+LOW_WATER = 32_768  # bytes waiting; at or below it the source goes on before the queue runs dry
+
+
+class Phase(Enum):
+    """How far one direction of a stream has come."""
+
+    HEAD = auto()
+    BODY = auto()
+    ENDED = auto()
+
+
+class _Seen(Enum):
+    """What a HEAD frame turned out to be."""
+
+    INTERIM = auto()
+    RESPONSE = auto()
+    TRAILERS = auto()
+
+
+# What may follow what; all else is the peer's error.
+_NEXT = {
+    (Phase.HEAD, _Seen.INTERIM): Phase.HEAD,
+    (Phase.HEAD, _Seen.RESPONSE): Phase.BODY,
+    (Phase.BODY, _Seen.TRAILERS): Phase.ENDED,
+}
+
+
+class StreamHandler(Protocol):
+    """What a stream tells its user. Nothing is called after ``reset`` or after both ends."""
+
+    def head_received(self, head: ResponseHead) -> None:
+        """An interim or the final response head has come (outer layer only)."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the body have come. Call ``stream.consumed`` once they are out of the house."""
+
+    def ended(self, trailers: Headers) -> None:
+        """The peer's direction is complete."""
+
+    def reset(self, code: StreamCode, detail: str) -> None:
+        """The stream has ended before its time: by the peer, by an error, or with its tunnel."""
+
+    def drained(self) -> None:
+        """After ``congested`` was true: there is room again."""
+
+
+class Link(Protocol):
+    """What a stream needs from its session."""
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send a frame of a stream ahead of all data."""
+
+    def schedule(self, stream: "Stream") -> None:
+        """The stream has something to send, and may."""
+
+    def forget(self, stream: "Stream") -> None:
+        """The stream is over."""
+
+    def stalled(self) -> None:
+        """A stream has data but no credit."""
+
+
+class Stream:
+    """One exchange in a tunnel."""
+
+    __slots__ = (
+        "_congested",
+        "_end",
+        "_incoming",
+        "_link",
+        "_offset",
+        "_outgoing",
+        "_queue",
+        "_receive",
+        "_send",
+        "_trailers",
+        "closed",
+        "handler",
+        "id",
+        "queued",
+        "scheduled",
+    )
+
+    handler: StreamHandler
+
+    def __init__(
+        self, number: int, link: Link, window: int, *, outgoing: Phase, incoming: Phase
+    ) -> None:
+        self.id = number
+        self._link = link
+        self._outgoing = outgoing
+        self._incoming = incoming
+        self._send = SendWindow(window)
+        self._receive = ReceiveWindow(window)
+        self._queue: deque[bytes] = deque()
+        self._offset = 0  # bytes of the first chunk that are sent already
+        self._end = False  # our direction ends behind what is queued
+        self._trailers: Headers = []
+        self._congested = False
+        #: Bytes that wait to be sent.
+        self.queued = 0
+        #: Whether it stands in the session's round; the session's own mark.
+        self.scheduled = False
+        #: Over: reset, or ended in both directions. Calls do nothing from then on.
+        self.closed = False
+
+    # ------------------------------------------------------------------ what we send
+
+    def respond(self, head: ResponseHead, *, end: bool = False) -> None:
+        """Send an interim or the final response head; with ``end``, no body follows.
+
+        Raises LocalError out of order, or where the head is larger than a frame may be.
+        """
+        if self.closed:
+            return
+        if self._outgoing is not Phase.HEAD:
+            raise LocalError("a second response head")
+        frame = encode(FrameType.HEAD, FIN if end else 0, self.id, encode_response(head))
+        if head.status >= 200:
+            self._outgoing = Phase.BODY
+        self._link.send_frame(frame)
+        if end:
+            self._outgoing = Phase.ENDED
+            self._sent_everything()
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes of the body. Look at :attr:`congested` afterwards."""
+        if self.closed or not data:
+            return
+        if self._outgoing is not Phase.BODY:
+            raise LocalError("data outside of a body")
+        self._queue.append(data)
+        self.queued += len(data)
+        if not self.scheduled:
+            if self._send.available:
+                self._link.schedule(self)
+            else:
+                self._link.stalled()
+
+    def end(self, trailers: Headers | None = None) -> None:
+        """Queue the end of our direction, with trailers where there are any."""
+        if self.closed:
+            return
+        if self._outgoing is not Phase.BODY:
+            raise LocalError("an end outside of a body")
+        self._outgoing = Phase.ENDED
+        self._end = True
+        if trailers:
+            self._trailers = trailers
+        if not self.scheduled and (self._send.available or not self.queued):
+            self._link.schedule(self)
+
+    def reset(self, code: StreamCode, detail: str = "") -> None:
+        """End the stream at once in both directions; what is queued is dropped."""
+        if self.closed:
+            return
+        self._close()
+        self._link.send_frame(encode(FrameType.RESET, 0, self.id, encode_reset(code, detail)))
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits that the source should pause; ``drained`` follows."""
+        if self.queued > HIGH_WATER and not self.closed:
+            self._congested = True
+        return self._congested
+
+    def consumed(self, count: int) -> None:
+        """The local socket has taken so many bytes of what was received: the peer gets credit."""
+        if self.closed or self._incoming is Phase.ENDED:
+            return
+        grant = self._receive.consumed(count)
+        if grant:
+            frame = pack_header(FrameType.CREDIT, 0, self.id, 4) + u32.pack(grant)
+            self._link.send_frame(frame)
+
+    # ------------------------------------------------------------------ what the session sends
+
+    @property
+    def sendable(self) -> bool:
+        """Whether a frame could be made now."""
+        return (self.queued and self._send.available) or (self._end and not self.queued)  # type: ignore[return-value]
+
+    def take_frame(self, limit: int, parts: list[bytes]) -> int:
+        """Append the next frame of at most ``limit`` payload bytes to ``parts``; return its size.
+
+        Only for a stream that is sendable.
+        """
+        if not self.queued and self._trailers:
+            frame = encode(FrameType.HEAD, FIN, self.id, encode_trailers(self._trailers))
+            self._trailers = []
+            parts.append(frame)
+            self._sent_everything()
+            return len(frame)
+        size = min(limit, self.queued, self._send.available, MAX_DATA)
+        self._send.available -= size
+        self.queued -= size
+        last = self._end and not self.queued and not self._trailers
+        parts.append(pack_header(FrameType.DATA, FIN if last else 0, self.id, size))
+        queue = self._queue
+        missing = size
+        while missing:
+            chunk = queue[0]
+            offset = self._offset
+            length = len(chunk) - offset
+            if length <= missing:
+                queue.popleft()
+                self._offset = 0
+                missing -= length
+                parts.append(chunk[offset:] if offset else chunk)
+            else:
+                parts.append(chunk[offset : offset + missing])
+                self._offset = offset + missing
+                missing = 0
+        if last:
+            self._sent_everything()
+        elif self.queued and not self._send.available:
+            self._link.stalled()
+        return size + 9
+
+    def relieved(self) -> bool:
+        """Whether the source may go on; true once for each time that it was told to pause."""
+        if self._congested and self.queued <= LOW_WATER:
+            self._congested = False
+            return True
+        return False
+
+    def _sent_everything(self) -> None:
+        self._end = False
+        if self._incoming is Phase.ENDED:
+            self._close()
+
+    # ------------------------------------------------------------------ what the peer sends
+
+    def receive_data(self, payload: bytes, end: bool) -> None:
+        """DATA has come. Raises StreamError."""
+        if self._incoming is not Phase.BODY:
+            raise StreamError(self.id, StreamCode.PROTOCOL_ERROR, "DATA outside of a body")
+        if payload:
+            try:
+                self._receive.received(len(payload))
+            except CreditOverrun as error:
+                raise StreamError(self.id, StreamCode.FLOW_CONTROL_ERROR, str(error)) from error
+            self.handler.data_received(payload)
+        if end and not self.closed:
+            self._received_everything([])
+
+    def receive_head(self, payload: bytes, end: bool) -> None:
+        """HEAD has come. Raises StreamError."""
+        try:
+            head = decode_head(payload)
+        except ValueError as error:
+            raise StreamError(self.id, StreamCode.PROTOCOL_ERROR, f"HEAD: {error}") from error
+        if isinstance(head, list):
+            seen = _Seen.TRAILERS
+        else:
+            seen = _Seen.INTERIM if head.status < 200 else _Seen.RESPONSE
+        following = _NEXT.get((self._incoming, seen))
+        # An interim head never ends a direction, trailers always do.
+        if following is None or end is {_Seen.INTERIM: True, _Seen.TRAILERS: False}.get(seen):
+            raise StreamError(self.id, StreamCode.PROTOCOL_ERROR, f"{seen.name} out of order")
+        if isinstance(head, list):
+            self._received_everything(head)
+            return
+        self._incoming = following
+        self.handler.head_received(head)
+        if end and not self.closed:
+            self._received_everything([])
+
+    def receive_credit(self, count: int) -> None:
+        """CREDIT has come. Raises StreamError."""
+        try:
+            self._send.grant(count)
+        except CreditOverflow as error:
+            raise StreamError(self.id, StreamCode.FLOW_CONTROL_ERROR, str(error)) from error
+        if self.queued and not self.scheduled:
+            self._link.schedule(self)
+
+    def receive_reset(self, code: StreamCode, detail: str) -> None:
+        """RESET has come, or the tunnel has ended, or the peer broke a rule."""
+        if not self.closed:
+            self._close()
+            self.handler.reset(code, detail)
+
+    def _received_everything(self, trailers: Headers) -> None:
+        self._incoming = Phase.ENDED
+        if self._outgoing is Phase.ENDED and not self._end:
+            self._close()
+        self.handler.ended(trailers)
+
+    def _close(self) -> None:
+        self.closed = True
+        self._congested = False
+        self._queue.clear()
+        self.queued = 0
+        self._end = False
+        self._link.forget(self)
