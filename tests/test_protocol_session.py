@@ -480,6 +480,22 @@ def test_a_flood_of_empty_frames_ends_the_tunnel():
     assert caught.value.code is TunnelCode.FLOODED
 
 
+@pytest.mark.parametrize("upload", [False, True])
+def test_the_credit_for_a_long_transfer_is_no_flood(pair, upload):
+    client = pair.open(complete=False)
+    pair.run()
+    origin = pair.inner.handlers[0]
+    origin.stream.respond(OK)
+    pair.run()
+    for side in (pair.outer, pair.inner):
+        side.session._budget = 20
+    source, sink = (client, origin) if upload else (origin, client)
+    for _ in range(200):
+        source.stream.write(bytes(65_536))
+        pair.run()
+    assert len(sink.body) == 200 * 65_536
+
+
 def test_a_flood_of_openings_is_refused_and_then_ends_the_tunnel():
     side = Side(False, max_streams=10)
     message = encode(FrameType.OPEN, FIN, 1, encode_open(GET, TO))

@@ -62,8 +62,8 @@ ACK_BYTES = 262_144  # the same in bytes of messages; before that it rides along
 
 MAX_CONTROL = 1_048_576  # bytes of frames other than data that wait for the carrier
 
-# A peer may send so many more frames that carry nothing than frames that do. Generous: an honest
-# one sends about one CREDIT for two DATA and one ACK for 64 frames.
+# A peer may send so many more frames that carry nothing than frames that carry something go either
+# way. Generous: an honest one sends about one CREDIT for two DATA and one ACK for 64 frames.
 FLOOD_BUDGET = 10_000
 FLOOD_WORTH = 8
 
@@ -212,6 +212,7 @@ class Session:
                 continue
             size += stream.take_frame(SHARED_FRAME if ready else MAX_DATA, parts)
             self._sent += 1
+            self._earn()
             if stream.sendable:
                 ready.append(stream)
             else:
@@ -305,7 +306,7 @@ class Session:
             self._receive_stray(kind, number)
         elif kind == FrameType.DATA:
             if payload or flags & FIN:
-                self._budget = min(self._budget + FLOOD_WORTH, FLOOD_BUDGET)
+                self._earn()
             else:
                 self._spend()
             stream.receive_data(payload, bool(flags & FIN))
@@ -338,7 +339,7 @@ class Session:
         except ValueError as error:
             raise StreamError(number, StreamCode.PROTOCOL_ERROR, f"OPEN: {error}") from error
         complete = bool(flags & FIN)
-        self._budget = min(self._budget + FLOOD_WORTH, FLOOD_BUDGET)
+        self._earn()
         stream = Stream(
             number,
             self,
@@ -372,6 +373,10 @@ class Session:
             self._handler.going_away(*decode_goaway(payload))
         elif kind < FrameType.OPEN:
             raise TunnelError(TunnelCode.PROTOCOL_ERROR, "a handshake frame after the handshake")
+
+    def _earn(self) -> None:
+        if self._budget < FLOOD_BUDGET:
+            self._budget += FLOOD_WORTH
 
     def _spend(self) -> None:
         self._budget -= 1

@@ -162,6 +162,13 @@ class Tunnel:
 
     def going_away(self, last_stream: int, code: TunnelCode, detail: str) -> None:
         self.leaving = True
+        if code is not TunnelCode.NO_ERROR:
+            self._log.error(
+                "tunnel of inner layer {identifier}: the peer ends it: {code} {detail}",
+                identifier=self.identifier,
+                code=code.name,
+                detail=detail,
+            )
 
     def handler_failed(self, stream: Stream) -> None:
         self._log.failure(

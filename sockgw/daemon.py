@@ -1,0 +1,97 @@
+"""What both services have in common as daemons: the log, listening, SIGHUP, and systemd."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from sockgw.endpoints import listen_error, server_endpoint
+from sockgw.logs import install
+from sockgw.notify import Notifier
+
+__all__ = ["Daemon"]
+
+
+class Daemon(MultiService):
+    """The service that ``makeService`` returns.
+
+    ``name`` is the command's; ``twistd`` are twistd's own options, where it started us. Subclasses
+    call :meth:`listen` in ``privilegedStartService``, and override :meth:`reload`.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, name: str, reactor: Any, twistd: Mapping[str, Any] | None, log_format: str
+    ) -> None:
+        super().__init__()
+        self.command = name
+        self.reactor = reactor
+        self._twistd = twistd
+        self._log_format = log_format
+        self._notifier = Notifier(os.environ, reactor)
+        self._previous_hangup: Any = None
+
+    def setServiceParent(self, parent: Any) -> None:
+        super().setServiceParent(parent)
+        install(parent, self._twistd, self._log_format)
+
+    def startService(self) -> None:
+        super().startService()
+        self._previous_hangup = signal.signal(signal.SIGHUP, self._hangup)
+        self.reactor.callWhenRunning(self._notifier.ready)
+
+    def stopService(self) -> Any:
+        self._notifier.stopping()
+        signal.signal(signal.SIGHUP, self._previous_hangup or signal.SIG_DFL)
+        return super().stopService()
+
+    def reload(self) -> None:
+        """Read again what may have changed (SIGHUP)."""
+
+    def listen(
+        self,
+        option: str,
+        descriptions: tuple[str, ...],
+        factory: IProtocolFactory,
+        opened: Callable[[IListeningPort], None],
+    ) -> None:
+        """Listen on each endpoint now, or end the process with one sentence.
+
+        ``opened`` is called with each port that listens.
+        """
+        for description in descriptions:
+            try:
+                listening: Deferred[IListeningPort] = server_endpoint(
+                    self.reactor, description
+                ).listen(factory)
+            except (ValueError, OSError) as error:
+                raise self._exit(listen_error(description, error, option)) from None
+            failures: list[Failure] = []
+            listening.addCallbacks(opened, failures.append)
+            if failures:
+                raise self._exit(
+                    listen_error(description, cast(Exception, failures[0].value), option)
+                )
+
+    def _exit(self, sentence: str) -> SystemExit:
+        return SystemExit(f"{self.command}: {sentence}")
+
+    def _hangup(self, number: int, frame: object) -> None:
+        self.reactor.callFromThread(self._reload)
+
+    def _reload(self) -> None:
+        self._log.info("reloading (SIGHUP)")
+        self._notifier.reloading()
+        try:
+            self.reload()
+        finally:
+            self._notifier.ready()

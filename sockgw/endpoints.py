@@ -1,0 +1,336 @@
+"""Where to listen: a port number or a Twisted endpoint string becomes a server endpoint.
+
+A bare number listens on all addresses, IPv6 and IPv4. ``tls:`` and ``ssl:`` are the same here and
+stand in for Twisted's: TLS 1.2 or newer with AEAD suites only, and ``clientCA=FILE`` to ask for
+client certificates. ``haproxy:`` may stand before a number, ``tcp:`` or ``tls:``; the PROXY header
+then comes before the TLS handshake, as HAProxy's ``send-proxy`` sends it. Whatever else there is
+(``tcp6:``, ``unix:``, ``systemd:``, plugins) is Twisted's own.
+
+::
+
+    3000   tcp:3000:interface=127.0.0.1   unix:/run/sockgw/app.sock   systemd:domain=INET6:name=app
+    tls:443:privateKey=server.key:certKey=server.crt:clientCA=ca.crt   haproxy:tcp:3000
+"""
+
+# Twisted leaves much of this without types:
+# mypy: allow-untyped-calls
+
+import errno
+import os
+import re
+import socket
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import getPlugins
+from twisted.protocols.haproxy import proxyEndpoint
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from zope.interface import implementer
+
+__all__ = ["EXPECTED", "describe", "listen_error", "server_endpoint", "validate"]
+
+EXPECTED = "a port number from 0 to 65535, or an endpoint such as tcp:3000:interface=127.0.0.1"
+"""What a description must be, for errors."""
+
+_BACKLOG = 1024  # connections waiting to be accepted; Twisted's 50 is short for a gateway's bursts
+
+_TLS_KEYS = frozenset(
+    ("port", "interface", "backlog", "privateKey", "certKey", "extraCertChain", "clientCA")
+)
+
+# RFC 9325, section 4.2, without CBC. TLS 1.3 has AEAD suites only.
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+
+
+def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """Return the endpoint that ``description`` names; nothing listens yet.
+
+    Reads the files that a TLS endpoint names. Raises ValueError with a sentence for an operator.
+    """
+    if description.isdecimal():
+        return _TCP(reactor, _port(description))
+    kind, _, rest = description.partition(":")
+    if kind == "haproxy":
+        return _behind_proxy(reactor, rest)
+    if kind in ("tls", "ssl"):
+        endpoint, context = _tls_parts(reactor, description)
+        return _TLSEndpoint(reactor, endpoint, context)
+    _check(description)
+    return _from_twisted(reactor, description)
+
+
+def validate(description: str) -> None:
+    """Check a description, with the files it names, without listening.
+
+    What systemd hands over cannot be checked before it is there. Raises ValueError.
+    """
+    kind, _, rest = description.partition(":")
+    if kind == "haproxy":
+        _refuse_second_proxy(rest)
+        validate(rest)
+    elif description.isdecimal() or kind in ("tls", "ssl"):
+        server_endpoint(None, description)
+    else:
+        _check(description)
+        if kind in ("tcp", "tcp6", "unix"):
+            _from_twisted(None, description)
+
+
+def describe(port: IListeningPort) -> str:
+    """Return where a port listens, for a log line: ``http://127.0.0.1:3000``, ``unix:/run/app``."""
+    address = port.getHost()
+    if isinstance(address, UNIXAddress):
+        return f"unix:{os.fsdecode(address.name or b'')}"
+    factory = getattr(port, "factory", None)
+    scheme = "http"
+    while factory is not None:
+        if isinstance(factory, TLSMemoryBIOFactory):
+            scheme = "https"
+        factory = getattr(factory, "wrappedFactory", None)
+    host = str(getattr(address, "host", "?"))
+    number = getattr(address, "port", "?")
+    if host in ("::", "0.0.0.0", ""):
+        return f"{scheme}://localhost:{number} (all addresses)"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{number}"
+
+
+def listen_error(description: str, error: BaseException, option: str = "") -> str:
+    """Return a sentence that says why ``description`` cannot be listened on.
+
+    ``--app-port 3000: the port is taken (Address already in use)``
+    """
+    reason: BaseException = error
+    if isinstance(error, CannotListenError) and isinstance(error.socketError, BaseException):
+        reason = error.socketError
+    number = getattr(reason, "errno", None)
+    detail = os.strerror(number) if number is not None else str(reason)
+    if isinstance(error, CannotListenError) and isinstance(error.socketError, str):
+        detail = error.socketError  # Twisted's own, such as a lock file that is held
+    is_path = "unix:" in description
+    if number == errno.EADDRINUSE or (is_path and number is None and "lock" in detail):
+        what = "the socket is taken" if is_path else "the port is taken"
+    elif number in (errno.EACCES, errno.EPERM):
+        what = "not permitted" if is_path else "not permitted for this user"
+    elif number == errno.EADDRNOTAVAIL:
+        what = "this machine has no such address"
+    else:
+        what = "cannot listen"
+    return f"{f'--{option} ' if option else ''}{description}: {what} ({detail})"
+
+
+@implementer(IStreamServerEndpoint)
+class _TCP:
+    """Listens on one address, or without one on all: one IPv6 socket that takes IPv4 as well.
+
+    Twisted's ``tcp6:`` leaves IPV6_V6ONLY to the system's default, which differs between systems;
+    so that socket is made here, and adopted. A machine without IPv6 gets an IPv4 socket.
+    """
+
+    def __init__(
+        self, reactor: Any, port: int, interface: str = "", backlog: int = _BACKLOG
+    ) -> None:
+        self._reactor = reactor
+        self._port = port
+        self._interface = interface
+        self._backlog = backlog
+
+    def listen(self, protocolFactory: IProtocolFactory) -> "Deferred[IListeningPort]":
+        return execute(self._listen, protocolFactory)
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        port: IListeningPort
+        if self._interface or not socket.has_dualstack_ipv6():
+            port = self._reactor.listenTCP(self._port, factory, self._backlog, self._interface)
+            return port
+        try:
+            listening = socket.create_server(
+                ("::", self._port),
+                family=socket.AF_INET6,
+                backlog=self._backlog,
+                dualstack_ipv6=True,
+            )
+        except OSError as error:
+            raise CannotListenError("", self._port, error) from error
+        with listening:
+            listening.setblocking(False)
+            port = self._reactor.adoptStreamPort(listening.fileno(), socket.AF_INET6, factory)
+        return port
+
+
+@implementer(IStreamServerEndpoint, IOpenSSLServerConnectionCreator)
+class _TLSEndpoint:
+    """TLS over another endpoint's connections."""
+
+    def __init__(self, reactor: Any, inner: IStreamServerEndpoint, context: SSL.Context) -> None:
+        self._reactor = reactor
+        self._inner = inner
+        self._context = context
+
+    def listen(self, protocolFactory: IProtocolFactory) -> "Deferred[IListeningPort]":
+        factory = TLSMemoryBIOFactory(self, False, protocolFactory, clock=self._reactor)
+        return self._inner.listen(factory)
+
+    def serverConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
+        return SSL.Connection(self._context, None)
+
+
+def _refuse_second_proxy(description: str) -> None:
+    if description.startswith("haproxy:"):
+        raise ValueError("'haproxy:' stands twice")
+
+
+def _behind_proxy(reactor: Any, description: str) -> IStreamServerEndpoint:
+    _refuse_second_proxy(description)
+    if description.partition(":")[0] in ("tls", "ssl"):
+        endpoint, context = _tls_parts(reactor, description)
+        return _TLSEndpoint(reactor, proxyEndpoint(endpoint), context)
+    return proxyEndpoint(server_endpoint(reactor, description))
+
+
+def _tls_parts(reactor: Any, description: str) -> tuple[IStreamServerEndpoint, SSL.Context]:
+    """Return the TCP endpoint and the TLS settings of ``tls:…``."""
+    kind, positional, named = _split(description)
+    if len(positional) > 1 or (positional and "port" in named):
+        raise ValueError(f"'{kind}:' takes one port")
+    unknown = sorted(set(named) - _TLS_KEYS)
+    if unknown:
+        raise ValueError(f"'{kind}:' has no '{unknown[0]}', only {', '.join(sorted(_TLS_KEYS))}")
+    if "privateKey" not in named:
+        raise ValueError(f"'{kind}:' needs privateKey=FILE")
+    number = _port(positional[0] if positional else named.get("port", "443"))
+    backlog = named.get("backlog", str(_BACKLOG))
+    if not backlog.isdecimal():
+        raise ValueError(f"backlog '{backlog}' is not a whole number")
+    endpoint = _TCP(reactor, number, named.get("interface", ""), int(backlog))
+    return endpoint, _tls_context(named)
+
+
+def _tls_context(named: dict[str, str]) -> SSL.Context:
+    key_file = named["privateKey"]
+    data = _read(key_file)
+    try:
+        key = load_pem_private_key(data, None)
+    except TypeError:
+        raise ValueError(f"the private key in {key_file} is encrypted") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(f"{key_file} holds no private key in PEM form") from None
+    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
+        raise ValueError(f"the private key in {key_file} is neither RSA, EC nor Ed25519")
+    # A file that holds the whole chain, as certbot's fullchain.pem does, is used whole.
+    chain = _certificates(named.get("certKey", key_file))
+    if "extraCertChain" in named:
+        chain += _certificates(named["extraCertChain"])
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_cipher_list(_CIPHERS)
+    # Tickets and cached sessions would outlive the forward secrecy that ECDHE gives.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(
+        SSL.OP_NO_TICKET
+        | SSL.OP_NO_COMPRESSION
+        | SSL.OP_NO_RENEGOTIATION
+        | SSL.OP_CIPHER_SERVER_PREFERENCE
+    )
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 KB less for each idle connection
+    try:
+        context.use_certificate(chain[0])
+        context.use_privatekey(key)
+        context.check_privatekey()
+    except SSL.Error:
+        raise ValueError(f"the certificate does not belong to the key in {key_file}") from None
+    for certificate in chain[1:]:
+        context.add_extra_chain_cert(certificate)
+    if "clientCA" in named:
+        _certificates(named["clientCA"])  # for the better error
+        context.load_verify_locations(named["clientCA"])
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    return context
+
+
+def _certificates(path: str) -> list[x509.Certificate]:
+    data = _read(path)
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except ValueError:
+        raise ValueError(f"{path} holds no certificate in PEM form") from None
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _from_twisted(reactor: Any, description: str) -> IStreamServerEndpoint:
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
+        return endpoint
+    except KeyError as error:
+        raise ValueError(f"no socket {error} was handed over by systemd") from None
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"Twisted does not take it: {error}") from None
+
+
+def _check(description: str) -> None:
+    """Check what Twisted would accept only to fail at, or blame on something else."""
+    kind, positional, named = _split(description)
+    if kind in ("tcp", "tcp6"):
+        _port(positional[0] if positional else named.get("port", ""))
+    elif kind == "unix":
+        if not (positional and positional[0]) and not named.get("address"):
+            raise ValueError("'unix:' needs a path")
+    elif kind == "systemd":
+        if len({"index", "name"} & set(named)) != 1 or "domain" not in named:
+            raise ValueError("'systemd:' needs domain=INET, INET6 or UNIX, and name= or index=")
+    elif not any(
+        str(plugin.prefix).lower() == kind.lower()
+        for plugin in getPlugins(IStreamServerEndpointStringParser)
+    ):
+        raise ValueError(f"there is no kind of endpoint called '{kind}'")
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
+        raise ValueError(f"'{text}' is not a port number")
+    return int(text)
+
+
+_PART = re.compile(r"(?:[^\\:]|\\.)+", re.DOTALL)
+_NAMED = re.compile(r"((?:[^\\=]|\\.)*)=(.*)", re.DOTALL)
+
+
+def _split(description: str) -> tuple[str, list[str], dict[str, str]]:
+    """Return kind, positional and named arguments; a backslash quotes the next character."""
+    kind, *arguments = _PART.findall(description) or [""]
+    positional: list[str] = []
+    named: dict[str, str] = {}
+    for argument in arguments:
+        match = _NAMED.fullmatch(argument)
+        if match:
+            named[_unquote(match[1])] = _unquote(match[2])
+        else:
+            positional.append(_unquote(argument))
+    return kind, positional, named
+
+
+def _unquote(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)

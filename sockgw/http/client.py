@@ -1,0 +1,240 @@
+"""The client side of HTTP/1.1: requests to origins, over connections that are reused.
+
+::
+
+    OriginPool ──request()──▶ OriginExchange ◀──▶ OriginConnection ◀──▶ transport
+        └── IdleConnections ───────────────────────────┘
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IAddress, IProtocol, IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from sockgw.deadlines import Deadlines
+from sockgw.http.originconnection import OriginConnection
+from sockgw.http.originexchange import OriginExchange
+from sockgw.http.pool import IdleConnections
+from sockgw.protocol.errors import StreamCode
+from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
+
+__all__ = ["Origin", "OriginError", "OriginExchange", "OriginHandler", "OriginPool"]
+
+# Seconds of idleness up to which a connection is good enough for a request that must not be sent
+# twice. Servers close idle connections after whole seconds (nginx 75, Apache and Node.js 5): within
+# the first one the race is practically excluded, and connections under load are still reused.
+FRESH = 1.0
+
+# RFC 9110, section 9.2.2.
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where requests go: a scheme, ``http`` or ``https``, a host and a port."""
+
+    protocol: str
+    hostname: str
+    port: int
+
+
+class OriginError(Exception):
+    """The origin cannot be reached; raised by what dials it."""
+
+    def __init__(self, code: StreamCode, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+
+
+class OriginHandler(Protocol):
+    """Who made a request and takes its response. Nothing is called before request() has returned.
+
+    After ``body_ended`` or ``failed``, one of which comes exactly once, and after ``abort()``
+    nothing more is called. ``failed`` may come from within the exchange's ``write`` and ``finish``
+    where they break the request's framing; every method may call the exchange.
+    """
+
+    def informed(self, head: ResponseHead) -> None:
+        """An interim response has come: 1xx, never 101 (RFC 9110, section 15.2)."""
+
+    def responded(self, head: ResponseHead) -> None:
+        """The response's head has come, with its fields as the origin sent them."""
+
+    def body_received(self, data: bytes) -> None:
+        """Some bytes of the body have come, without transfer coding."""
+
+    def body_ended(self, trailers: Headers) -> None:
+        """The response is complete; of the request, what is not yet sent is not wanted."""
+
+    def failed(self, code: StreamCode, detail: str) -> None:
+        """There will be no response, or no end of it. ``detail`` is for operators."""
+
+    def request_drained(self) -> None:
+        """The exchange is no longer congested."""
+
+
+class OriginPool:
+    """Connections to all origins of an inner layer.
+
+    :param dial: gives the endpoint of an origin, whose Deferred fails with :exc:`OriginError`; it
+        keeps the timeout of connecting and of a TLS handshake
+    :param idle_timeout: seconds without a byte either way after which an exchange fails
+    :param keep_alive: seconds for which an unused connection is kept
+    :param max_idle: unused connections kept per origin
+    :param max_idle_total: unused connections kept in all
+    :param max_header_size: bytes of a response's head, and of its trailers
+    :param max_header_count: fields in a response's head, and in its trailers
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        dial: Callable[[Origin], IStreamClientEndpoint],
+        deadlines: Deadlines,
+        *,
+        idle_timeout: float = 300.0,
+        keep_alive: float = 15.0,
+        max_idle: int = 64,
+        max_idle_total: int = 1024,
+        max_header_size: int = 65_536,
+        max_header_count: int = 200,
+    ) -> None:
+        self._clock = clock
+        self._dial = dial
+        self._factory = _Factory(self)
+        self._dialling: set[OriginExchange] = set()
+        self._open: set[OriginConnection] = set()
+        self._closed: Deferred[None] | None = None
+        # For the connections:
+        self.deadlines = deadlines
+        self.idle = IdleConnections(clock, max_idle, max_idle_total)
+        self.idle_timeout = idle_timeout
+        self.keep_alive = keep_alive
+        self.max_header_size = max_header_size
+        self.max_header_count = max_header_count
+
+    def request(
+        self, origin: Origin, head: RequestHead, *, complete: bool, handler: OriginHandler
+    ) -> OriginExchange:
+        """Send a request, now as far as a connection is there, and return its exchange.
+
+        :param head: without hop-by-hop fields and with Host. A body is framed by its
+            Content-Length, else chunked. What is not fit to be sent fails with PROTOCOL_ERROR.
+        :param complete: no body follows
+        """
+        exchange = OriginExchange(self, origin, handler)
+        if self._closed is not None:
+            self._fail_later(exchange, StreamCode.REFUSED, "shutting down")
+            return exchange
+        try:
+            start = exchange.begin(head, complete)
+        except ValueError as error:
+            self._fail_later(exchange, StreamCode.PROTOCOL_ERROR, str(error))
+            return exchange
+        again = head.method in IDEMPOTENT
+        connection = self.idle.take(origin, None if again else FRESH)
+        if connection is None:
+            exchange.held = [start]
+            self.dial(exchange)
+        else:
+            exchange.reused = True
+            exchange.held = [start] if again else None
+            exchange.attach(connection)
+            connection.send(start)
+        return exchange
+
+    def close(self) -> Deferred[None]:
+        """Refuse new requests, end everything at once; the Deferred fires when all is gone."""
+        if self._closed is None:
+            self._closed = Deferred()
+            for exchange in list(self._dialling):
+                exchange.fail(StreamCode.CANCELLED, "shutting down")
+            for connection in list(self._open):
+                connection.shut_down()
+            self._check_closed()
+        return self._closed
+
+    # for exchanges and connections
+
+    def dial(self, exchange: OriginExchange) -> None:
+        """Get a new connection for the exchange."""
+        if self._closed is not None:
+            self._fail_later(exchange, StreamCode.REFUSED, "shutting down")
+            return
+        self._dialling.add(exchange)
+        exchange.dialling = dialling = maybeDeferred(self._connect, exchange.origin)
+        dialling.addCallbacks(
+            self._connected, self._not_connected, callbackArgs=(exchange,), errbackArgs=(exchange,)
+        )
+        dialling.addErrback(self._log_error)
+
+    def opened(self, connection: OriginConnection) -> None:
+        """A connection has been made."""
+        self._open.add(connection)
+        self.deadlines.watch(connection)
+
+    def lost(self, connection: OriginConnection) -> None:
+        """A connection has ended."""
+        self._open.discard(connection)
+        self.deadlines.discard(connection)
+        self.idle.discard(connection)
+        self._check_closed()
+
+    def _connect(self, origin: Origin) -> Deferred[IProtocol]:
+        return self._dial(origin).connect(self._factory)
+
+    def _connected(self, protocol: IProtocol, exchange: OriginExchange) -> None:
+        connection = cast(OriginConnection, protocol)
+        self._dialling.discard(exchange)
+        if exchange.dialling is None:
+            connection.drop()  # aborted meanwhile, and the dialler would not be cancelled
+        else:
+            exchange.dialling = None
+            connection.origin = exchange.origin
+            exchange.connected(connection)
+        self._check_closed()
+
+    def _not_connected(self, failure: Failure, exchange: OriginExchange) -> None:
+        self._dialling.discard(exchange)
+        error = failure.value
+        if exchange.dialling is None:
+            pass  # aborted, so cancelled
+        elif isinstance(error, OriginError):
+            self._fail_later(exchange, error.code, error.detail)
+        else:
+            self._log.failure("Dialling {origin} failed", failure, origin=exchange.origin)
+            self._fail_later(exchange, StreamCode.INTERNAL_ERROR, "dialling failed")
+        exchange.dialling = None
+        self._check_closed()
+
+    def _log_error(self, failure: Failure) -> None:
+        self._log.failure("A new connection was not taken", failure)
+
+    def _fail_later(self, exchange: OriginExchange, code: StreamCode, detail: str) -> None:
+        """Fail the exchange in the next turn: request() may not have returned yet."""
+        self._clock.callLater(0, exchange.fail, code, detail)
+
+    def _check_closed(self) -> None:
+        closed = self._closed
+        if closed is not None and not closed.called and not self._open and not self._dialling:
+            closed.callback(None)
+
+
+class _Factory(Factory):
+    """Builds the connections of a pool."""
+
+    noisy = False
+
+    def __init__(self, pool: OriginPool) -> None:
+        self._pool = pool
+
+    def buildProtocol(self, addr: IAddress | None) -> OriginConnection:  # type: ignore[override]
+        return OriginConnection(self._pool)

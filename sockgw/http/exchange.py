@@ -1,0 +1,368 @@
+"""One request and its response: what an application sees of a client, and how a response is framed.
+
+The connection calls the handler, the handler (or whoever it works for) calls the exchange. The
+framing of the response is decided in one place, :meth:`Exchange.respond`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from sockgw.http.framing import CHUNKED, HttpError
+from sockgw.http.headers import end_to_end, lower, serialize
+from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
+
+if TYPE_CHECKING:
+    from sockgw.http.server import ClientConnection
+
+__all__ = ["Application", "Exchange", "Framing", "RequestHandler"]
+
+
+class RequestHandler(Protocol):
+    """What an application makes for each request; called in this order."""
+
+    def body_received(self, data: bytes) -> None:
+        """A piece of the request's body; up to one read of the socket may follow a pause."""
+
+    def body_ended(self, trailers: Headers) -> None:
+        """The request is complete; called once, for one without a body after ``request()``."""
+
+    def client_lost(self) -> None:
+        """The response can no longer be finished, mostly since the client left: last call."""
+
+    def response_drained(self) -> None:
+        """The client's socket has taken everything, after ``exchange.congested`` was true."""
+
+
+class _Nobody:
+    """Handles a request that no application has taken: before ``request()``, and refusals."""
+
+    def body_received(self, data: bytes) -> None:
+        pass
+
+    def body_ended(self, trailers: Headers) -> None:
+        pass
+
+    def client_lost(self) -> None:
+        pass
+
+    def response_drained(self) -> None:
+        pass
+
+
+NOBODY = _Nobody()
+
+
+class Application(Protocol):
+    """Whom the server asks."""
+
+    def connected(self, connection: ClientConnection) -> bool:
+        """A client came. False: one too many, it is cut off and ``disconnected`` not called."""
+
+    def disconnected(self, connection: ClientConnection) -> None:
+        """A client has gone."""
+
+    def request(self, exchange: Exchange) -> RequestHandler:
+        """A request's head has arrived and is sane. It may be answered within this call."""
+
+    def refused(
+        self, connection: ClientConnection, error: HttpError, head: RequestHead | None
+    ) -> tuple[ResponseHead, bytes]:
+        """Return the answer to a request that the server refuses; the connection then closes."""
+
+
+class Framing(enum.Enum):
+    """How the end of a response's body is told (RFC 9112, section 6.3)."""
+
+    NONE = enum.auto()  #: no body: to HEAD, and with 204 and 304
+    LENGTH = enum.auto()
+    CHUNKED = enum.auto()
+    CLOSE = enum.auto()  #: HTTP/1.0 without a length: the end of the connection
+
+
+_STATUS_LINES = {
+    (status.value, status.phrase.encode()): f"HTTP/1.1 {status.value} {status.phrase}".encode()
+    for status in HTTPStatus
+}
+
+# The server's own business, whatever an application says of them.
+_OURS = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding"))
+_LOOKED_AT = _OURS | {b"content-length", b"date"}
+
+# RFC 9110, section 6.5.1: fields that must not come late. Those of one hop end_to_end() drops.
+_NO_TRAILERS = (b"content-length", b"host", b"authorization", b"set-cookie", b"content-encoding")
+
+_LARGE = 4096  # bytes; from here on copying costs more than two more entries in the send buffer
+
+
+@lru_cache(maxsize=1)
+def _http_date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode("ascii")
+
+
+def status_line(status: int, reason: bytes) -> bytes:
+    """Return a status line without its end. Raises ValueError where it is no status."""
+    line = _STATUS_LINES.get((status, reason))
+    if line is None:
+        if not 100 <= status <= 999:
+            raise ValueError("bad status")
+        line = b"HTTP/1.1 %d %b" % (status, reason)
+    return line
+
+
+class Exchange:
+    """One request and its response. Made by :class:`ClientConnection`.
+
+    Calls come in the order ``inform``\\*, ``respond``, ``write``\\*, ``finish``; ``abort`` at any
+    time. Once it is over, by either side, all calls do nothing.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_end_told",
+        "_handler",
+        "_over",
+        "_paused",
+        "_persistent",
+        "_remaining",
+        "body_expected",
+        "bytes_received",
+        "bytes_sent",
+        "complete",
+        "expects_continue",
+        "finished",
+        "framing",
+        "head",
+        "host",
+        "http_version",
+        "keep_alive",
+        "length",
+        "pieces",
+        "response_started",
+        "started",
+        "trailers",
+    )
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        head: RequestHead,
+        host: bytes,
+        http_version: tuple[int, int],
+        length: int,
+        expects_continue: bool,
+        keep_alive: bool,
+        started: float,
+    ) -> None:
+        self._connection = connection
+        #: The request; its target is in origin-form.
+        self.head = head
+        #: The authority that the request is for; b"" where an HTTP/1.0 request names none.
+        self.host = host
+        self.http_version = http_version
+        #: The client waits for a 100 before it sends the body (RFC 9110, section 10.1.1).
+        self.expects_continue = expects_continue
+        #: False: the request has no body.
+        self.body_expected = length != 0
+        #: When the head was complete, in seconds of the clock.
+        self.started = started
+        #: Bytes of the request's body so far.
+        self.bytes_received = 0
+        #: Bytes of the response's body so far.
+        self.bytes_sent = 0
+        self.response_started = False
+        #: The response is complete.
+        self.finished = False
+        #: How the response's body ends; meaningful once the response has started.
+        self.framing = Framing.NONE
+        self._handler: RequestHandler = NOBODY
+        self.length = length  # of the request's body in bytes, or CHUNKED
+        self.keep_alive = keep_alive  # what the client wishes
+        self._persistent = False  # what our response promised
+        self.complete = False  # the request has arrived whole
+        self._end_told = False
+        self._over = False
+        self._paused = False
+        self.pieces: list[bytes] = []  # of the request's body, not yet handed on
+        self.trailers: Headers = []
+        self._remaining = 0  # bytes of the response's body that its Content-Length promises
+
+    @property
+    def connection(self) -> ClientConnection:
+        """The client's connection."""
+        return self._connection
+
+    @property
+    def congested(self) -> bool:
+        """The client's socket is full: stop writing soon; ``response_drained`` follows."""
+        return self._connection.congested
+
+    # ------------------------------------------------------------------ the request
+
+    def pause_request(self) -> None:
+        """Read no more of the request's body for now."""
+        if not self._paused and not self._over:
+            self._paused = True
+            self._connection.settle()
+
+    def resume_request(self) -> None:
+        """Go on reading."""
+        if self._paused and not self._over:
+            self._paused = False
+            self._connection.pump()
+
+    # ------------------------------------------------------------------ the response
+
+    def inform(self, status: int, headers: Headers) -> None:
+        """Send an interim response (1xx). HTTP/1.0 knows none: nothing is sent.
+
+        Raises ValueError, and sends nothing, where it is no interim response, or 101.
+        """
+        if not 100 <= status <= 199 or status == 101:
+            raise ValueError("no interim status")
+        if self._over or self.response_started or self.http_version == (1, 0):
+            return
+        reason = HTTPStatus(status).phrase.encode() if status in _KNOWN else b""
+        fields = end_to_end(headers, (b"content-length",))
+        self._connection.write(serialize(status_line(status, reason), fields))
+
+    def respond(self, head: ResponseHead) -> None:
+        """Send the response's head and settle how its body is framed.
+
+        Raises ValueError, and sends nothing, where the head cannot be written.
+        """
+        if self._over:
+            return
+        if self.response_started:
+            raise RuntimeError("the response has begun already")
+        status = head.status
+        if status < 200:
+            raise ValueError("not a final status")
+        connection = self._connection
+        fields: Headers = []
+        lengths: list[bytes] = []
+        dated = False
+        for field in head.headers:
+            key = lower(field[0])
+            if key in _LOOKED_AT:
+                if key == b"content-length":
+                    lengths.append(field[1])
+                    continue
+                if key in _OURS:
+                    continue
+                dated = True
+            fields.append(field)
+
+        # A request that is still coming in, of which nobody may want the rest, leaves the
+        # connection in no state for another.
+        persistent = self.keep_alive and self.complete and not connection.leaving
+        remaining = 0
+        length = lengths[0] if len(lengths) == 1 and _is_length(lengths[0]) else None
+        if status == 204:  # RFC 9110, section 8.6: no length either
+            framing = Framing.NONE
+        elif status == 304 or self.head.method == b"HEAD":
+            framing = Framing.NONE
+            if length is not None:
+                fields.append((b"Content-Length", length))
+        elif length is not None:
+            framing = Framing.LENGTH
+            remaining = int(length)
+            fields.append((b"Content-Length", length))
+        elif self.http_version == (1, 0):
+            framing = Framing.CLOSE
+            persistent = False
+        else:
+            framing = Framing.CHUNKED
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        if not dated:
+            fields.append((b"Date", _http_date(int(connection.now()))))
+        if not persistent:
+            fields.append((b"Connection", b"close"))
+        elif self.http_version == (1, 0):
+            fields.append((b"Connection", b"keep-alive"))
+
+        data = serialize(status_line(status, head.reason), fields)
+        self._persistent = persistent
+        self._remaining = remaining
+        self.framing = framing
+        self.response_started = True
+        connection.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the response's body.
+
+        More than its Content-Length makes it a broken message: the connection is cut off, of which
+        ``client_lost`` tells.
+        """
+        if self._over or not data:
+            return
+        framing = self.framing
+        size = len(data)
+        if framing is Framing.LENGTH:
+            if size > self._remaining:
+                self._connection.cut(self)
+                return
+            self._remaining -= size
+            self.bytes_sent += size
+            self._connection.write(data)
+        elif framing is Framing.CHUNKED:
+            self.bytes_sent += size
+            if size < _LARGE:
+                self._connection.write(b"%x\r\n%b\r\n" % (size, data))
+            else:
+                self._connection.write_all((b"%x\r\n" % size, data, b"\r\n"))
+        elif not self.response_started:
+            raise RuntimeError("the response has not begun")
+        elif framing is Framing.CLOSE:
+            self.bytes_sent += size
+            self._connection.write(data)
+
+    def finish(self, trailers: Sequence[tuple[bytes, bytes]] = ()) -> bool:
+        """End the response; return whether it is complete.
+
+        A body shorter than its Content-Length is a broken message: as :meth:`abort`. Trailers go
+        out where the response is chunked. Raises ValueError, and sends nothing, where they cannot
+        be written.
+        """
+        if self._over:
+            self._connection.forget(self)
+            return False
+        if not self.response_started:
+            raise RuntimeError("the response has not begun")
+        if self._remaining:
+            self.abort()
+            return False
+        if self.framing is Framing.CHUNKED:
+            end = b"0\r\n\r\n"
+            if trailers:
+                # serialize() gives the lines as a head has them, its first the last chunk's.
+                end = serialize(b"0", end_to_end(list(trailers), _NO_TRAILERS))
+            self._connection.write(end)
+        self.finished = True
+        self._over = True
+        self._connection.response_finished(self)
+        return True
+
+    def abort(self) -> None:
+        """Give up: what the client has got must look broken to it, never complete."""
+        if not self._over:
+            self._connection.cut(self)
+        self._connection.forget(self)
+
+    @property
+    def chunked(self) -> bool:
+        """The request's body is chunked."""
+        return self.length == CHUNKED
+
+
+_KNOWN = frozenset(status.value for status in HTTPStatus)
+
+
+def _is_length(value: bytes) -> bool:
+    """Return whether it is a Content-Length (RFC 9110, section 8.6), and of a size to count in."""
+    return value.isdigit() and len(value) <= 19

@@ -1,0 +1,404 @@
+"""One connection to an origin: reads responses, and knows when it may be used again.
+
+What is fed to the parser at once may hold more than the response that was asked for. The end of a
+response is therefore acted upon only after the parser has seen the whole chunk: bytes that follow
+it are a broken or hostile origin's, and must never become the answer to somebody else's request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Protocol, cast
+
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpResponseParser,
+)
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import (
+    IProtocol,
+    IPushProducer,
+    ITransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from sockgw.http.headers import lower
+from sockgw.protocol.errors import StreamCode
+from sockgw.protocol.heads import Headers, ResponseHead
+
+if TYPE_CHECKING:
+    from sockgw.http.client import Origin, OriginPool
+    from sockgw.http.originexchange import OriginExchange
+
+__all__ = ["OriginConnection"]
+
+# 100, 102, 103 come one to three times for a request; more is somebody who never answers.
+_MAX_INFORMED = 16
+
+# No upgrade was asked for, and nothing is below 100 (RFC 9110, section 15).
+_UNEXPECTED = frozenset((*range(100), 101))
+
+# Seconds in which a peer may answer our close_notify before the connection is cut.
+_CLOSE_GRACE = 2.0
+
+# Bytes that a field takes on the wire beside its name and value: colon, space, CR, LF.
+_FIELD_OVERHEAD = 4
+
+
+class _Transport(Protocol):
+    """What TCP and TLS transports have in common, as far as it is used here."""
+
+    def write(self, data: bytes) -> None: ...
+    def writeSequence(self, data: Iterable[bytes]) -> None: ...
+    def loseConnection(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def setTcpNoDelay(self, enabled: bool) -> None: ...
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+
+
+class _State(Enum):
+    """Where a connection stands.
+
+    ::
+
+        IDLE ──attach──▶ HEAD ──final head──▶ BODY ──end──▶ DONE ──reusable──▶ IDLE
+                          └────── head of an answer to HEAD ─▲  └───else──▶ CLOSED
+        any ──close, drop, connectionLost──▶ CLOSED
+    """
+
+    IDLE = auto()  # no exchange: whatever arrives was not asked for
+    HEAD = auto()
+    BODY = auto()
+    DONE = auto()  # complete; what the parser still finds in the same chunk is too much
+    CLOSED = auto()
+
+
+@implementer(IProtocol, IPushProducer)
+class OriginConnection:
+    """HTTP/1.1 over one transport, one exchange at a time, without pipelining."""
+
+    _log = Logger()
+
+    __slots__ = (
+        "_at_head",
+        "_deadlines",
+        "_exchange",
+        "_headers",
+        "_idle_timeout",
+        "_informed",
+        "_keep_alive",
+        "_leftover",
+        "_parser",
+        "_paused",
+        "_pending",
+        "_pool",
+        "_reason",
+        "_state",
+        "_trailers",
+        "transport",
+        "_until_close",
+        "deadline",
+        "idle_since",
+        "origin",
+    )
+
+    origin: Origin
+    """Set once by the pool."""
+
+    def __init__(self, pool: OriginPool) -> None:
+        self._pool = pool
+        self._deadlines = pool.deadlines
+        self._idle_timeout = pool.idle_timeout
+        self._exchange: OriginExchange | None = None
+        self._state = _State.IDLE
+        self._parser = HttpResponseParser(self)
+        self._headers: Headers = []  # of the section that is being read
+        self._trailers: Headers = []
+        self._reason = b""
+        self._pending = 0  # bytes fed since the last that had an outcome
+        self._informed = 0
+        self._at_head = False  # the answer to HEAD: the parser expects a body that never comes
+        self._keep_alive = False
+        self._leftover = False
+        self._until_close = False  # the body ends with the connection
+        self._paused = False
+        self.deadline: float | None = None
+        self.idle_since = 0.0
+
+    # IProtocol
+
+    def makeConnection(self, transport: ITransport) -> None:
+        """Called with a TCP transport, or with TLS over one."""
+        self.transport = cast(_Transport, transport)
+        self.connectionMade()
+
+    def connectionMade(self) -> None:
+        self._pool.opened(self)
+        self.transport.setTcpNoDelay(True)
+        self.transport.registerProducer(self, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            self._pool.idle.discard(self)
+            self.drop()
+            return
+        exchange.held = None  # with its first byte the origin has taken the request
+        self._touch()
+        self._pending += len(data)
+        try:
+            self._parser.feed_data(data)
+        except HttpParserCallbackError:
+            self._log.failure("An origin's response was not taken")
+            exchange.fail(StreamCode.INTERNAL_ERROR, "response not taken")
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if self._state is not _State.DONE:
+                exchange.fail(StreamCode.ORIGIN_MALFORMED, str(error))
+            self._leftover = True
+        if self._state is _State.DONE:
+            # The parser calls nothing for a part of a chunk-size line, which never ends in LF.
+            if self._at_head and not data.endswith(b"\n"):
+                self._leftover = True
+            self._finish(exchange)
+        elif self._pending > self._pool.max_header_size:
+            # Heads, trailers, and chunk extensions, which have no other limit.
+            exchange.fail(StreamCode.TOO_LARGE, "too many bytes in a head or a chunk extension")
+
+    def connectionLost(self, reason: Failure) -> None:
+        state, self._state = self._state, _State.CLOSED
+        exchange, self._exchange = self._exchange, None
+        self.deadline = None
+        self._pool.lost(self)
+        if exchange is None or exchange.retry():
+            return
+        if state is _State.BODY and self._until_close and isinstance(reason.value, ConnectionDone):
+            # TLS cut without close_notify comes as ConnectionLost: that may be an attacker's cut.
+            exchange.completed([])
+        elif state is _State.BODY:
+            exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed within the response")
+        else:
+            exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed before the response")
+
+    # IPushProducer: we produce requests
+
+    def pauseProducing(self) -> None:
+        """Called again and again while the buffer is full, also from within :meth:`send`."""
+        if self._exchange is not None:
+            self._exchange.congested = True
+
+    def resumeProducing(self) -> None:
+        if self._exchange is not None:
+            self._touch()
+            self._exchange.drained()
+
+    def stopProducing(self) -> None:
+        """The connection is being lost; connectionLost follows."""
+
+    # for the exchange and the pool
+
+    @property
+    def closed(self) -> bool:
+        """Whether this connection takes no further exchange."""
+        return self._state is _State.CLOSED
+
+    def attach(self, exchange: OriginExchange) -> None:
+        """Serve the exchange until it ends."""
+        self._exchange = exchange
+        self._state = _State.HEAD
+        self._pending = 0
+        self._informed = 0
+        self._touch()
+
+    def send(self, data: bytes) -> None:
+        """Write a part of the request."""
+        self._touch()
+        self.transport.write(data)
+
+    def send_parts(self, parts: Iterable[bytes]) -> None:
+        """Write parts of the request, without joining them here."""
+        self._touch()
+        self.transport.writeSequence(parts)
+
+    def pause(self) -> None:
+        """Stop reading; what TLS has already decrypted still arrives."""
+        if not self._paused:
+            self._paused = True
+            self.deadline = None
+            self.transport.pauseProducing()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused:
+            self._paused = False
+            self._touch()
+            self.transport.resumeProducing()
+
+    def drop(self) -> None:
+        """End at once, whatever is in the buffers."""
+        if self._state is not _State.CLOSED:
+            self._leave()
+            self.transport.abortConnection()
+
+    def close(self) -> None:
+        """End in good order: there is nothing in the buffers."""
+        if self._state is not _State.CLOSED:
+            self._leave()
+            self.deadline = self._deadlines.after(_CLOSE_GRACE)
+            self.transport.loseConnection()
+
+    def shut_down(self) -> None:
+        """End at once, failing the exchange if there is one."""
+        if self._exchange is not None:
+            self._exchange.fail(StreamCode.CANCELLED, "shutting down")
+        elif self._state is _State.CLOSED:
+            self.transport.abortConnection()
+        else:
+            self.drop()
+
+    def expired(self) -> None:
+        """The deadline has passed: of an exchange, of an idle connection, or of its closing."""
+        if self._exchange is not None:
+            self._exchange.fail(StreamCode.IDLE_TIMEOUT, "no byte either way in time")
+        elif self._state is _State.IDLE:
+            self._pool.idle.discard(self)
+            self.close()
+        else:
+            self.deadline = None
+            self.transport.abortConnection()
+
+    def _touch(self) -> None:
+        if not self._paused:
+            self.deadline = self._deadlines.after(self._idle_timeout)
+
+    def _leave(self) -> None:
+        self._state = _State.CLOSED
+        self._exchange = None
+        self.deadline = None
+        # First, or TLS would never send its close_notify.
+        self.transport.unregisterProducer()
+
+    def _finish(self, exchange: OriginExchange) -> None:
+        """The response is complete: go idle or go away, then tell the exchange.
+
+        In this order, so that a request made from within ``body_ended`` finds the connection idle.
+        """
+        trailers, self._trailers = self._trailers, []
+        self._exchange = None
+        self._state = _State.IDLE
+        if not exchange.sent or exchange.congested:
+            # An early answer: the origin may never read what is still in the buffer.
+            self.drop()
+        elif self._leftover or not self._keep_alive:
+            self.close()
+        else:
+            if self._at_head:
+                self._at_head = False
+                self._parser = HttpResponseParser(self)
+            self.resume()  # a connection that does not read does not notice its end
+            self.deadline = self._deadlines.after(self._pool.keep_alive)
+            self._pool.idle.put(self)
+        exchange.completed(trailers)
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        self._headers = []
+        self._reason = b""
+        if self._state is _State.DONE:
+            self._leftover = True
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        exchange = self._exchange
+        if exchange is None or self._state is not _State.HEAD:
+            return
+        status = self._parser.get_status_code()
+        headers = self._headers
+        if self._oversized():
+            exchange.fail(StreamCode.TOO_LARGE, "head too large")
+            return
+        try:
+            chunked, length = self._framing(headers)
+        except ValueError as error:
+            exchange.fail(StreamCode.ORIGIN_MALFORMED, str(error))
+            return
+        self._pending = 0
+        head = ResponseHead(status, self._reason, headers)
+        if status < 200:
+            self._informed += 1
+            # llhttp would read a body after some of them (RFC 9110, section 15.2: there is none).
+            if status in _UNEXPECTED or chunked or length or self._informed > _MAX_INFORMED:
+                exchange.fail(StreamCode.ORIGIN_MALFORMED, "unexpected interim response")
+            else:
+                exchange.handler.informed(head)
+            return
+        self._headers = []
+        self._at_head = exchange.head_only
+        if self._at_head:
+            self._keep_alive = self._parser.should_keep_alive()
+            self._state = _State.DONE
+        else:
+            self._until_close = not chunked and length is None
+            self._state = _State.BODY
+        exchange.handler.responded(head)
+
+    def on_chunk_header(self) -> None:
+        if self._state is _State.DONE:
+            self._leftover = True
+
+    def on_body(self, data: bytes) -> None:
+        if self._state is _State.BODY and self._exchange is not None:
+            self._pending = 0
+            self._exchange.handler.body_received(data)
+        else:
+            self._leftover = True
+
+    def on_message_complete(self) -> None:
+        if self._state is _State.BODY and self._exchange is not None:
+            if self._oversized():
+                self._exchange.fail(StreamCode.TOO_LARGE, "trailers too large")
+                return
+            self._trailers = self._headers
+            self._keep_alive = self._parser.should_keep_alive()
+            self._state = _State.DONE
+
+    def _oversized(self) -> bool:
+        """Whether the header section that ends here is over a limit."""
+        size = len(self._reason)
+        for name, value in self._headers:
+            size += len(name) + len(value) + _FIELD_OVERHEAD
+        return size > self._pool.max_header_size or len(self._headers) > self._pool.max_header_count
+
+    def _framing(self, headers: Headers) -> tuple[bool, int | None]:
+        """Return whether the body is chunked, and its length where one is given.
+
+        llhttp has refused both together and any doubtful Content-Length; here goes what it lets
+        pass. Raises ValueError (RFC 9112, section 6.1).
+        """
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise ValueError("unknown version of HTTP")
+        chunked = False
+        length = None
+        for name, value in headers:
+            key = lower(name)
+            if key == b"content-length":
+                length = int(value)
+            elif key == b"transfer-encoding":
+                if chunked or value.lower() != b"chunked" or version == "1.0":
+                    raise ValueError("unknown transfer coding")
+                chunked = True
+        return chunked, length

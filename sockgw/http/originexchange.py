@@ -1,0 +1,253 @@
+"""One request to an origin: its framing, and what becomes of it when its connection is stale.
+
+An exchange outlives its connection where the request can be sent again: a
+connection that was idle may have been closed by the origin just before it was used, and nobody is
+to blame. So the exchange holds what it sent on a reused connection, up to a bound, until the first
+byte of the answer; then it needs it no more. What is written before there is a connection is held
+in the same place.
+
+No write is delayed to gather it with the next: Twisted's transports send what one reactor turn
+wrote together, so a head and the first bytes of its body leave in one piece.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocol
+
+from sockgw.http.headers import HOP_BY_HOP, lower, serialize
+from sockgw.protocol.errors import StreamCode
+from sockgw.protocol.heads import Headers, RequestHead
+
+if TYPE_CHECKING:
+    from sockgw.http.client import Origin, OriginHandler, OriginPool
+    from sockgw.http.originconnection import OriginConnection
+
+__all__ = ["OriginExchange"]
+
+# Bytes of a request held for sending again, and bytes held while dialling before the caller is
+# asked to pause. As much as a Twisted transport buffers before it pauses its producer.
+MAX_HELD = 65_536
+
+# RFC 9110, section 6.5.1: framing, routing, authentication, request modifiers, content format.
+_NO_TRAILERS = HOP_BY_HOP | frozenset(
+    (
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"expect",
+        b"forwarded",
+        b"host",
+        b"max-forwards",
+        b"range",
+    )
+)
+
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")  # RFC 9110, section 9.1: a token
+_TARGET = re.compile(rb"[\x21-\x7e]+")  # RFC 9112, section 3.2: visible ASCII
+_LENGTH = re.compile(rb"[0-9]{1,18}")  # RFC 9110, section 8.6; below 2**63
+
+
+class OriginExchange:
+    """One request and its response. Made by :meth:`OriginPool.request`."""
+
+    __slots__ = (
+        "_held_size",
+        "_over",
+        "_paused",
+        "_pool",
+        "_remaining",
+        "congested",
+        "connection",
+        "dialling",
+        "handler",
+        "head_only",
+        "held",
+        "origin",
+        "reused",
+        "sent",
+    )
+
+    def __init__(self, pool: OriginPool, origin: Origin, handler: OriginHandler) -> None:
+        self._pool = pool
+        self.origin = origin
+        self.handler = handler
+        self.congested = False  #: the origin takes no more: stop writing until request_drained()
+        self.reused = False  #: whether it runs on a connection that has served before
+        self._over = False
+        self._paused = False
+        self._remaining: int | None = 0  # bytes of body still to be written; None: no length
+        self._held_size = 0
+        # For the connection and the pool:
+        self.connection: OriginConnection | None = None
+        self.dialling: Deferred[IProtocol] | None = None
+        self.held: list[bytes] | None = None  #: what was written, while it may be sent (again)
+        self.head_only = False  #: the answer to HEAD has no body, whatever its fields say
+        self.sent = False  #: the request is complete
+
+    # for the caller
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the request's body.
+
+        More than its Content-Length fails the exchange; ignored once the exchange is over.
+        """
+        if self._over or not data:
+            return
+        remaining = self._remaining
+        if self.sent or (remaining is not None and len(data) > remaining):
+            self.fail(StreamCode.PROTOCOL_ERROR, "request body longer than announced")
+        elif remaining is None:
+            self._send((b"%x\r\n" % len(data), data, b"\r\n"))
+        else:
+            self._remaining = remaining - len(data)
+            # Before finish() says so: the answer may come as soon as the last byte is written.
+            self.sent = self._remaining == 0
+            self._send((data,))
+
+    def finish(self, trailers: Headers | None = None) -> None:
+        """The request's body is complete.
+
+        Less than its Content-Length fails the exchange. ``trailers`` go only with a chunked body,
+        and without those fields that must not stand there (RFC 9110, section 6.5.1).
+        """
+        if self._over or self.sent:
+            return
+        if self._remaining is not None:
+            self.fail(StreamCode.PROTOCOL_ERROR, "request body shorter than announced")
+            return
+        try:
+            fields = [field for field in trailers or () if lower(field[0]) not in _NO_TRAILERS]
+            end = serialize(b"0", fields)
+        except ValueError as error:
+            self.fail(StreamCode.PROTOCOL_ERROR, str(error))
+            return
+        self.sent = True
+        self._send((end,))
+
+    def abort(self) -> None:
+        """The response is not wanted any more: drop the connection. Nothing is called back."""
+        if self._over:
+            return
+        self._over = True
+        self.held = None
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.drop()
+        dialling, self.dialling = self.dialling, None
+        if dialling is not None:
+            dialling.cancel()
+
+    def pause_response(self) -> None:
+        """Stop reading the response; some more of it may still come. No timeout runs meanwhile."""
+        self._paused = True
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume_response(self) -> None:
+        """Read the response again."""
+        self._paused = False
+        if self.connection is not None:
+            self.connection.resume()
+
+    # for the pool
+
+    def begin(self, head: RequestHead, complete: bool) -> bytes:
+        """Decide the request's framing and return its head; raise ValueError for a bad one."""
+        if head.method == b"CONNECT" or not _METHOD.fullmatch(head.method):
+            raise ValueError("bad method")
+        if not _TARGET.fullmatch(head.target):
+            raise ValueError("bad target")
+        length = None
+        for name, value in head.headers:
+            key = lower(name)
+            if key == b"transfer-encoding":
+                raise ValueError("Transfer-Encoding is not the caller's")
+            if key == b"content-length":
+                if length is not None or not _LENGTH.fullmatch(value):
+                    raise ValueError("bad Content-Length")
+                length = int(value)
+        headers = head.headers
+        if complete:
+            if length:
+                raise ValueError("Content-Length without a body")
+            self.sent = True
+        elif length is None:
+            self._remaining = None
+            headers = [*headers, (b"Transfer-Encoding", b"chunked")]
+        else:
+            self._remaining = length
+            self.sent = length == 0
+        self.head_only = head.method == b"HEAD"
+        return serialize(head.method + b" " + head.target + b" HTTP/1.1", headers)
+
+    def connected(self, connection: OriginConnection) -> None:
+        """The dialled connection is there: send what was held."""
+        if connection.closed:
+            self.fail(StreamCode.ORIGIN_CLOSED, "connection closed before the request")
+            return
+        held, self.held = self.held, None
+        self.attach(connection)
+        congested, self.congested = self.congested, False
+        if held:
+            connection.send_parts(held)
+        if congested and not self.congested:
+            self.handler.request_drained()
+
+    def attach(self, connection: OriginConnection) -> None:
+        """Run on this connection from now on."""
+        self.connection = connection
+        connection.attach(self)
+        if self._paused:
+            connection.pause()
+
+    # for the connection
+
+    def drained(self) -> None:
+        """The transport has sent everything."""
+        if self.congested:
+            self.congested = False
+            self.handler.request_drained()
+
+    def retry(self) -> bool:
+        """The connection was lost: dial a new one and return True, if all can be sent again."""
+        if self._over or self.held is None:
+            return False
+        self.connection = None
+        self.reused = False
+        self._pool.dial(self)
+        return True
+
+    def completed(self, trailers: Headers) -> None:
+        """The response is complete; the connection goes its own way."""
+        self._over = True
+        self.held = None
+        self.connection = None
+        self.handler.body_ended(trailers)
+
+    def fail(self, code: StreamCode, detail: str) -> None:
+        """End the exchange and its connection, and tell the caller, unless it is over already."""
+        if not self._over:
+            self.abort()
+            self.handler.failed(code, detail)
+
+    def _send(self, parts: tuple[bytes, ...]) -> None:
+        held = self.held
+        connection = self.connection
+        if held is not None:
+            held.extend(parts)
+            self._held_size += sum(map(len, parts))
+            if self._held_size >= MAX_HELD:
+                if connection is None:
+                    self.congested = True
+                else:
+                    self.held = None
+        if connection is not None:
+            connection.send_parts(parts)

@@ -1,0 +1,580 @@
+"""The server side of HTTP/1: a client's connection, from its bytes to an application and back.
+
+Bytes go into llhttp, whose callbacks only record what they see: requests in ``_waiting``, pieces of
+a body in its exchange. Nothing of the application runs inside the parser. :meth:`pump` then hands
+on what the order of responses allows: one exchange is active at a time, the next one is told to the
+application when the response before it is out and the client's socket has taken it.
+
+So a client cannot make us hold much. Whatever is not needed yet stays in its own hands: as soon as
+a request waits its turn, no more is read, and of what has been read already no more is parsed than
+one slice. That counts, since 64 KiB of small requests are worth megabytes once they are objects.
+
+After each step :meth:`settle` derives from the state what is awaited now, which decides whether to
+read and when to lose patience; see :class:`Awaited`.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.interfaces import (
+    IAddress,
+    IHalfCloseableDescriptor,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from sockgw.deadlines import Deadlines
+from sockgw.http.exchange import Application, Exchange, Framing, RequestHandler
+from sockgw.http.framing import CHUNKED, HttpError
+from sockgw.http.headers import lower
+from sockgw.http.reader import RequestReader
+from sockgw.protocol.heads import RequestHead, ResponseHead
+
+__all__ = [
+    "Application",
+    "ClientConnection",
+    "ClientFactory",
+    "Exchange",
+    "HttpError",
+    "RequestHandler",
+    "ServerLimits",
+]
+
+_log = Logger()
+
+# How much is parsed at once while requests may follow each other: about 300 of the smallest.
+_SLICE = 8192  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What a client may use. Sizes in bytes, times in seconds."""
+
+    max_header_size: int  #: of a whole head, and of trailers with all else that frames chunks
+    max_header_count: int
+    max_body_size: int  #: 0: no limit
+    head_timeout: float  #: from the first byte of a head to its end
+    keep_alive_timeout: float  #: between requests
+    idle_timeout: float  #: while a body is awaited, and while the client does not read
+    half_close_timeout: float  #: after the client's FIN: see ClientConnection.readConnectionLost
+    linger_timeout: float = 2.0  #: for what a client still sends after its last answer
+
+
+class Awaited(enum.Enum):
+    """What a connection waits for, which says how long it may take and what follows then."""
+
+    NOTHING = enum.auto()  #: of the client: it is the application's turn
+    REQUEST = enum.auto()  #: the first byte of a head; then silence
+    HEAD = enum.auto()  #: the rest of a head; then 408
+    BODY = enum.auto()  #: more of a request's body; then 408, or a broken response
+    READER = enum.auto()  #: that the client takes what we have written; then it is cut off
+    SIGN_OF_LIFE = enum.auto()  #: after a FIN; then it may count as gone
+    SURPLUS = enum.auto()  #: the end of what a client sends after its last answer; then we close
+    CLOSING = enum.auto()  #: that the transport flushes and closes; then it is cut off
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class ClientConnection(Protocol):
+    """A client's connection. Made by :class:`ClientFactory`."""
+
+    #: The client's address as text, "" for none (UNIX sockets); IPv4 also where it came mapped.
+    peer_address = ""
+    peer_port = 0
+    local_port = 0
+    #: Whether the client speaks TLS with us.
+    secure = False
+
+    transport: Any  # a transport, consumer and producer, more or less of a socket
+    write: Callable[[bytes], None]
+    write_all: Callable[[Iterable[bytes]], None]
+
+    def __init__(
+        self,
+        application: Application,
+        deadlines: Deadlines,
+        limits: ServerLimits,
+        seconds: Callable[[], float],
+    ) -> None:
+        #: Free for the application.
+        self.affinity: object | None = None
+        #: The client's socket is full.
+        self.congested = False
+        #: The clock, in seconds.
+        self.now = seconds
+        self.deadline: float | None = None
+        self._application = application
+        self._deadlines = deadlines
+        self._limits = limits
+        self._admitted = False
+
+        self._reader = RequestReader(
+            self._begin, limits.max_header_size, limits.max_header_count, limits.max_body_size
+        )
+        self._active: Exchange | None = None  # whose response is due
+        self._waiting: deque[Exchange] = deque()
+        self._held = b""  # not parsed yet
+        self._refusal: tuple[HttpError, RequestHead | None] | None = None  # after all of them
+
+        self._awaited = Awaited.REQUEST
+        self._deaf = False  # no more requests: whatever comes is thrown away
+        self._surplus = False  # something has been
+        self._leaving = False  # close when the last response is out
+        self._half_closed = False  # the client's FIN has come
+        self._closing = False  # ours is on its way
+        self._reading = True
+        self._pumping = False
+        self._unanswered: tuple[Exchange, bool, int] | None = None  # what was out at the FIN
+
+    # ------------------------------------------------------------------ Twisted calls
+
+    def connectionMade(self) -> None:
+        transport = self.transport
+        self.write = transport.write
+        self.write_all = transport.writeSequence
+        self.secure = ISSLTransport.providedBy(transport)
+        self.peer_address, self.peer_port = _address(transport.getPeer())
+        _, self.local_port = _address(transport.getHost())
+        if not self._application.connected(self):
+            self._closing = self._deaf = True
+            transport.abortConnection()
+            return
+        self._admitted = True
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        transport.registerProducer(self, True)
+        self.deadline = self._deadlines.after(self._limits.head_timeout)
+        self._deadlines.watch(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._deaf:
+            self._surplus = True
+        elif self._held:  # TLS: more can come after a pause, up to what had been read already
+            self._held += data
+        else:
+            self._read(data)
+            self.pump()
+
+    def readConnectionLost(self) -> None:
+        """The client's FIN: it will send nothing more. It may still want its answers.
+
+        In the middle of a request it means that the client left. After one, a client that left
+        looks the same as one that only closed its half: both send a FIN. The difference shows when
+        we write: a socket that is closed answers with RST, within a round trip, a half-closed one
+        does not. So a client to which nothing could be written in ``half_close_timeout`` counts
+        as gone, and one that has been sent something, and has not reset the connection by
+        then, gets all it asked for. Called by TCP and UNIX sockets only: in TLS either end closes
+        both halves.
+        """
+        self._half_closed = self._deaf = self._leaving = True
+        if self._closing:
+            self._awaited = Awaited.CLOSING
+            self.transport.loseConnection()
+            return
+        unfinished = self._reader.receiving
+        if unfinished is not None:
+            if unfinished is self._active:
+                self._drop()
+                return
+            self._waiting.pop()  # it is the last one
+        active = self._active
+        if active is not None:
+            self._unanswered = active, active.response_started, active.bytes_sent
+        self.pump()
+
+    def writeConnectionLost(self) -> None:
+        """Our FIN is out: from now on the client has ``linger_timeout`` to take note of it."""
+        if self._awaited is Awaited.SURPLUS:
+            self.deadline = self._deadlines.after(self._limits.linger_timeout)
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        self._closing = self._deaf = True
+        self._deadlines.discard(self)
+        self._reader.close()
+        self._waiting.clear()
+        self._held = b""
+        self._lose_active()
+        if self._admitted:
+            self._admitted = False
+            try:
+                self._application.disconnected(self)
+            except Exception:  # noqa: BLE001 - the reactor has others to serve
+                _log.failure("the application failed on a client's end")
+
+    def pauseProducing(self) -> None:
+        """The transport has enough. Called from within our own writes: nothing is called here."""
+        if not self.congested:
+            self.congested = True
+            self.settle()
+
+    def resumeProducing(self) -> None:
+        """The transport has written everything."""
+        if not self.congested:
+            return
+        self.congested = False
+        self._unanswered = None  # the client reads
+        exchange = self._active
+        if exchange is not None and not exchange._over:
+            try:
+                exchange._handler.response_drained()
+            except Exception:  # noqa: BLE001 - ends this connection only
+                self._application_failed()
+        self.pump()
+
+    def stopProducing(self) -> None:
+        """The transport is dead; ``connectionLost`` says so too."""
+
+    # ------------------------------------------------------------------ the deadline
+
+    def settle(self) -> None:
+        """Derive from the state whether to read, and what is awaited until when."""
+        if self._closing:
+            return
+        active = self._active
+        receiving = self._reader.receiving
+        reading = not (
+            self._waiting
+            or self._held
+            or (active is not None and active is receiving and active._paused)
+        )
+        if reading is not self._reading and not self._half_closed:
+            # After a FIN the socket would be reported as readable for ever.
+            self._reading = reading
+            if reading:
+                self.transport.resumeProducing()
+            else:
+                self.transport.pauseProducing()
+        limits = self._limits
+        if self.congested:
+            awaited, patience = Awaited.READER, limits.idle_timeout
+        elif self._half_closed:
+            awaited, patience = Awaited.SIGN_OF_LIFE, limits.half_close_timeout
+        elif active is not None:
+            if active is not receiving or active._paused:
+                self._awaited = Awaited.NOTHING
+                self.deadline = None
+                return
+            awaited, patience = Awaited.BODY, limits.idle_timeout
+        elif self._reader.head_size:
+            awaited, patience = Awaited.HEAD, limits.head_timeout
+        else:
+            awaited, patience = Awaited.REQUEST, limits.keep_alive_timeout
+        if awaited is not self._awaited or awaited is Awaited.BODY:
+            self._awaited = awaited
+            self.deadline = self._deadlines.after(patience)
+
+    def expired(self) -> None:
+        awaited = self._awaited
+        if awaited is Awaited.REQUEST:
+            self._close(linger=False)
+        elif awaited is Awaited.HEAD:
+            self._refuse(HttpError(408, "the request's head did not come in time"))
+            self.pump()
+        elif awaited is Awaited.BODY:
+            self._refuse(HttpError(408, "the request's body did not come in time"))
+            self.pump()
+        elif awaited is Awaited.READER:
+            self._drop()
+        elif awaited is Awaited.SIGN_OF_LIFE:
+            if not self._shows_life():
+                self._drop()
+            else:
+                self.deadline = self._deadlines.after(self._limits.half_close_timeout)
+        elif awaited is Awaited.SURPLUS:
+            self._awaited = Awaited.CLOSING
+            self.deadline = self._deadlines.after(self._limits.idle_timeout)
+            self.transport.loseConnection()
+        else:
+            self._reset()
+
+    def _shows_life(self) -> bool:
+        """Return whether a client that sent a FIN has been sent something and did not reset it."""
+        active = self._active
+        if active is not None and self._unanswered == (
+            active,
+            active.response_started,
+            active.bytes_sent,
+        ):
+            return False
+        # Nobody reads this socket any more; reading it would give the FIN again, and not the RST.
+        handle = self.transport.getHandle()
+        return not handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    # ------------------------------------------------------------------ reading
+
+    def _begin(
+        self,
+        head: RequestHead,
+        host: bytes,
+        http_version: tuple[int, int],
+        length: int,
+        expects_continue: bool,
+        keep_alive: bool,
+    ) -> Exchange:
+        """The reader has a whole head."""
+        exchange = Exchange(
+            self, head, host, http_version, length, expects_continue, keep_alive, self.now()
+        )
+        self._waiting.append(exchange)
+        return exchange
+
+    def _read(self, data: bytes) -> None:
+        """Parse all of it, or until more than one request is due."""
+        reader = self._reader
+        size = len(data)
+        start = 0
+        try:
+            while start < size:
+                if reader.ended:
+                    self._deaf = self._surplus = True
+                    return
+                if self._waiting and (self._active is not None or len(self._waiting) > 1):
+                    self._held = data[start:]
+                    return
+                receiving = reader.receiving
+                if receiving is None or receiving.length == CHUNKED:
+                    end = start + _SLICE
+                else:
+                    end = start + receiving.length - receiving.bytes_received
+                start += reader.feed(data if start == 0 and end >= size else data[start:end])
+        except HttpError as error:
+            self._refuse(error)
+        if reader.ended:
+            self._deaf = True
+            self._surplus |= reader.surplus
+
+    # ------------------------------------------------------------------ one after the other
+
+    def pump(self) -> None:
+        """Hand on what the order of responses allows."""
+        if self._pumping:
+            return  # from within one of the calls below: the loop goes on there
+        self._pumping = True
+        try:
+            while self._step():
+                pass
+        except Exception:  # noqa: BLE001 - whatever it was, it ends this connection only
+            self._application_failed()
+        finally:
+            self._pumping = False
+        self.settle()
+
+    def _step(self) -> bool:
+        """Do one thing; return whether there may be more to do."""
+        exchange = self._active
+        if exchange is None:
+            if self._closing or self.congested:
+                # Who does not read his answers gets no further ones, or they would pile up.
+                return False
+            if self._waiting:
+                self._active = exchange = self._waiting.popleft()
+                self._awaited = Awaited.NOTHING
+                exchange._handler = self._application.request(exchange)
+                return True
+            if not self._held:
+                self._end_of_requests()
+                return False
+        if self._held and not self._waiting and not self._closing:
+            held, self._held = self._held, b""
+            self._read(held)
+            return True
+        if exchange is None or exchange._over:
+            return False
+        handler = exchange._handler
+        pieces = exchange.pieces
+        if pieces:
+            if exchange._paused:
+                return False
+            exchange.pieces = []
+            # As one piece: a body of single bytes should not cost a frame each.
+            handler.body_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            return True
+        if exchange.complete and not exchange._end_told:
+            exchange._end_told = True
+            handler.body_ended(exchange.trailers)
+            return True
+        return False
+
+    def _end_of_requests(self) -> None:
+        """All requests that came have their responses: refuse what came then, or leave."""
+        if self._refusal is not None:
+            error, head = self._refusal
+            self._refusal = None
+            self._answer_refusal(error, head)
+        elif self._half_closed or (self._leaving and not self._reader.head_size):
+            self._close(linger=True)
+
+    def response_finished(self, exchange: Exchange) -> None:
+        """The exchange's response is out."""
+        self._active = None
+        if exchange._persistent and exchange.complete:
+            self.pump()
+        else:
+            # Bytes that we have not read when we close become an RST, which can overtake the
+            # answer. Only who asked for the close and sent nothing more is sure to be silent.
+            self._close(linger=exchange.keep_alive or not exchange.complete or self._surplus)
+
+    @property
+    def leaving(self) -> bool:
+        """The connection closes after the present response."""
+        return self._leaving and not self._waiting and not self._held
+
+    def drain(self) -> None:
+        """Close as soon as no request is under way."""
+        self._leaving = True
+        self.pump()
+
+    def _refuse(self, error: HttpError) -> None:
+        """Take no more requests; answer this one with an error when its turn comes."""
+        self._deaf = True
+        self._held = b""
+        active = self._active
+        receiving = self._reader.receiving
+        if receiving is not None and receiving is active:
+            if active.response_started:
+                self.cut(active)
+            else:
+                self._refusal = error, self._reader.head
+            self._lose_active()
+            return
+        if receiving is not None:
+            self._waiting.pop()  # it is the last one, and nobody knows of it
+        self._refusal = error, self._reader.head
+
+    def _answer_refusal(self, error: HttpError, head: RequestHead | None) -> None:
+        answer, body = self._application.refused(self, error, head)
+        fields = [field for field in answer.headers if lower(field[0]) != b"content-length"]
+        fields.append((b"Content-Length", b"%d" % len(body)))
+        if head is None:
+            head = RequestHead(b"GET", b"/", [])
+        self._active = exchange = Exchange(
+            self, head, b"", (1, 1), 0, expects_continue=False, keep_alive=False, started=self.now()
+        )
+        exchange.respond(ResponseHead(answer.status, answer.reason, fields))
+        exchange.write(body)
+        exchange.finish()
+
+    # ------------------------------------------------------------------ the end
+
+    def cut(self, exchange: Exchange) -> None:
+        """End a broken response so that it looks broken; ``client_lost`` follows at the end."""
+        exchange._over = True
+        if exchange.framing is Framing.CLOSE:
+            self._reset()  # an orderly end would make it look complete
+        else:
+            self._close(linger=False)
+
+    def forget(self, exchange: Exchange) -> None:
+        """Who works on the exchange knows that it is over."""
+        if self._active is exchange:
+            self._active = None
+
+    def _application_failed(self) -> None:
+        _log.failure("the application failed on a request")
+        exchange = self._active
+        if exchange is None:
+            self._reset()
+            return
+        if not exchange._over:
+            self.cut(exchange)
+        self._lose_active()
+
+    def _lose_active(self) -> None:
+        exchange = self._active
+        self._active = None
+        if exchange is None or exchange.finished:
+            return
+        exchange._over = True
+        try:
+            exchange._handler.client_lost()
+        except Exception:  # noqa: BLE001 - the reactor has others to serve
+            _log.failure("the application failed on a client's leaving")
+
+    def _drop(self) -> None:
+        """The client has gone, or is as good as gone."""
+        self._lose_active()
+        self._reset()
+
+    def _close(self, linger: bool) -> None:
+        """Send what has been written, then close; with ``linger``, wait for the client to."""
+        if self._closing:
+            return
+        self._stop()
+        transport = self.transport
+        limits = self._limits
+        if not linger or self._half_closed:
+            self._awaited = Awaited.CLOSING
+            self.deadline = self._deadlines.after(limits.idle_timeout)
+            transport.loseConnection()
+            return
+        self._awaited = Awaited.SURPLUS
+        self.deadline = self._deadlines.after(
+            limits.idle_timeout if self.congested else limits.linger_timeout
+        )
+        if not self._reading:
+            self._reading = True
+            transport.resumeProducing()
+        # Twisted's TLS would half-close the TCP below it, without a close-notify.
+        if not self.secure and IHalfCloseableDescriptor.providedBy(transport):
+            self.transport.loseWriteConnection()
+
+    def _reset(self) -> None:
+        """Cut the connection off: RST, and what was not sent yet is lost."""
+        if not self._closing:
+            self._stop()
+        self._awaited = Awaited.NOTHING
+        self.deadline = None
+        self.transport.abortConnection()
+
+    def _stop(self) -> None:
+        self._closing = self._deaf = True
+        self._waiting.clear()
+        self._held = b""
+        self._refusal = None
+        self.transport.unregisterProducer()
+
+
+def _address(address: IAddress) -> tuple[str, int]:
+    """Return IP and port; "" and 0 for what has none. IPv4 in IPv6 (RFC 4291, 2.5.5.2) as IPv4."""
+    host = str(getattr(address, "host", ""))
+    if host.lower().startswith("::ffff:") and "." in host:
+        host = host[len("::ffff:") :]
+    return host.partition("%")[0], int(getattr(address, "port", 0))
+
+
+class ClientFactory(Factory):
+    """Listens for clients: one :class:`ClientConnection` each."""
+
+    noisy = False
+
+    def __init__(
+        self,
+        application: Application,
+        deadlines: Deadlines,
+        limits: ServerLimits,
+        seconds: Callable[[], float] = time.time,
+    ) -> None:
+        """``seconds`` is the reactor's clock, in seconds since 1970."""
+        self._application = application
+        self._deadlines = deadlines
+        self._limits = limits
+        self._seconds = seconds
+
+    def buildProtocol(self, addr: IAddress | None) -> ClientConnection:
+        connection = ClientConnection(
+            self._application, self._deadlines, self._limits, self._seconds
+        )
+        connection.factory = self
+        return connection

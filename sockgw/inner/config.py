@@ -1,0 +1,246 @@
+"""Every setting of the inner layer."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import (  # type: ignore[attr-defined]
+    proxy_bypass_environment,
+)
+
+from sockgw.config import Config, ConfigError, setting
+from sockgw.inner.allow import AllowList
+from sockgw.keys import check_identifier
+from sockgw.options import make_options
+from sockgw.values import count, milliseconds, one_of, pair, path, url, yes_no
+
+__all__ = ["InnerConfig", "InnerOptions", "is_loopback"]
+
+_proxy_url = url("http", with_password=True)
+
+
+def is_loopback(hostname: str) -> bool:
+    """Whether a URL's host is this machine, whatever a name server says."""
+    try:
+        return ip_address(hostname).is_loopback
+    except ValueError:
+        return hostname.lower().removesuffix(".") == "localhost"
+
+
+def _identifier(value: str) -> str:
+    try:
+        return check_identifier(value)
+    except ValueError as error:
+        raise ConfigError(f"cannot be used: {error}") from None
+
+
+def _allowed(value: str) -> str:
+    try:
+        AllowList.parse([value])
+    except ValueError:
+        raise ConfigError(
+            "is not known",
+            expected="HOST[:PORT], *.DOMAIN[:PORT], ADDRESS[:PORT] or NETWORK such as 10.0.0.0/8",
+        ) from None
+    return value
+
+
+def _proxy(value: str) -> str:
+    return "" if value == "off" else _proxy_url(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InnerConfig(Config):
+    """The inner layer's configuration. Durations are in seconds, sizes in bytes."""
+
+    private_key: str = setting(
+        "The private key by which the outer layer knows this inner layer.", path, metavar="FILE"
+    )
+    certificate: str = setting(
+        "The certificate to show where the outer layer's TLS asks for one.",
+        path,
+        metavar="FILE",
+        default="",
+    )
+    identifier: str = setting(
+        "The name to go by, where the outer layer has several for this key.",
+        _identifier,
+        metavar="NAME",
+        default="",
+    )
+    outer_layer: str = setting(
+        "The outer layer's socket port.",
+        url("wss", "ws", with_path=True),
+        metavar="URL",
+    )
+    outer_layer_ca: str = setting(
+        "Certificates (PEM) to verify the outer layer's with, instead of the system's.",
+        path,
+        metavar="FILE",
+        default="",
+    )
+    insecure: bool = setting(
+        "Allow ws:// to other machines, and do not verify the outer layer's certificate.",
+        yes_no,
+        default="no",
+        flag=True,
+    )
+    proxy: str = setting(
+        "The HTTP proxy through which to reach the outer layer, or off. Without it HTTPS_PROXY "
+        "(for ws:// HTTP_PROXY) and NO_PROXY are followed, but never for this machine itself.",
+        _proxy,
+        metavar="URL|off",
+        default="",
+        secret=True,
+    )
+
+    allow: tuple[str, ...] = setting(
+        "What may be reached, whatever the outer layer asks for: host names, *.example.org, "
+        "addresses, networks; with a port or for all ports. Without it everything is allowed but "
+        "link-local addresses, such as those of cloud metadata.",
+        _allowed,
+        metavar="HOST[:PORT]|CIDR[:PORT]",
+        default=(),
+        repeatable=True,
+        commas=True,
+    )
+    service: dict[str, str] = setting(  # noqa: RUF009
+        "A service that targets call by name, and where it is.",
+        pair(url("http", "https")),
+        metavar="NAME=URL",
+        default=(),
+        pairs=True,
+        aliases=("services",),
+    )
+    target_ca: tuple[str, ...] = setting(
+        "Certificates (PEM) to verify https targets with, beside the system's.",
+        path,
+        metavar="FILE",
+        default=(),
+        repeatable=True,
+    )
+
+    connect_timeout: float = setting(
+        "Longest time to connect to a target.", milliseconds, metavar="MS", default="10000"
+    )
+    idle_timeout: float = setting(
+        "Longest time without a byte either way within an exchange.",
+        milliseconds,
+        metavar="MS",
+        default="300000",
+    )
+    origin_keep_alive: float = setting(
+        "How long an unused connection to a target is kept.",
+        milliseconds,
+        metavar="MS",
+        default="15000",
+    )
+    max_idle_connections: int = setting(
+        "Most unused connections kept for each target.", count, metavar="NUMBER", default="64"
+    )
+    max_header_size: int = setting(
+        "Largest head of an answer.", count, metavar="BYTES", default="65536"
+    )
+    max_header_count: int = setting(
+        "Most header fields in an answer.", count, metavar="NUMBER", default="200"
+    )
+    max_streams: int = setting("Most exchanges at a time.", count, metavar="NUMBER", default="1000")
+
+    reconnect_delay: float = setting(
+        "Pause before the first new attempt to connect; it grows with each that fails.",
+        milliseconds,
+        metavar="MS",
+        default="500",
+    )
+    max_reconnect_delay: float = setting(
+        "Longest pause between attempts to connect.", milliseconds, metavar="MS", default="30000"
+    )
+    refused_delay: float = setting(
+        "Pause after the outer layer has refused the key.",
+        milliseconds,
+        metavar="MS",
+        default="120000",
+    )
+    handshake_timeout: float = setting(
+        "Longest time in which the outer layer must have accepted the tunnel.",
+        milliseconds,
+        metavar="MS",
+        default="10000",
+    )
+    ping_interval: float = setting(
+        "Time without traffic after which the tunnel is tried.",
+        milliseconds,
+        metavar="MS",
+        default="15000",
+    )
+    ping_timeout: float = setting(
+        "Time that the tunnel then has to answer.", milliseconds, metavar="MS", default="10000"
+    )
+    log_format: str = setting(
+        "How events are logged.",
+        one_of("text", "json"),
+        metavar="text|json",
+        default="text",
+    )
+
+    @classmethod
+    def complete(cls, values: dict[str, Any], environ: Mapping[str, str]) -> None:
+        if "proxy" not in values:
+            values["proxy"] = _proxy_from(environ, values["outer_layer"])
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.outer_layer)
+        if parts.scheme == "ws" and not self.insecure:
+            if not is_loopback(parts.hostname or ""):
+                raise ConfigError(
+                    "would send everything in clear text",
+                    option="outer-layer",
+                    value=self.outer_layer,
+                    expected="wss://, or --insecure where that does not matter",
+                )
+            if self.proxy:
+                raise ConfigError(
+                    "would see everything in clear text",
+                    option="proxy",
+                    expected="an outer layer with wss://, or --insecure",
+                )
+        if self.max_reconnect_delay < self.reconnect_delay:
+            raise ConfigError(
+                "is longer than --max-reconnect-delay",
+                option="reconnect-delay",
+                value=round(self.reconnect_delay * 1000),
+                expected=f"at most {round(self.max_reconnect_delay * 1000)}",
+            )
+
+
+def _proxy_from(environ: Mapping[str, str], outer_layer: str) -> str:
+    """Return the proxy that the usual variables name for that URL, or an empty string."""
+    parts = urlsplit(outer_layer)
+    host = parts.hostname or ""
+    if is_loopback(host):
+        return ""
+    names = (
+        ("HTTPS_PROXY", "https_proxy") if parts.scheme == "wss" else ("HTTP_PROXY", "http_proxy")
+    )
+    name = next((name for name in names if environ.get(name)), None)
+    exceptions = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
+    if name is None or proxy_bypass_environment(parts.netloc, {"no": exceptions}):
+        return ""
+    value = environ[name]
+    # Many write HOST:PORT alone.
+    value = value if re.match(r"[a-z0-9+.-]+://", value, re.IGNORECASE) else f"http://{value}"
+    try:
+        return _proxy_url(value)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the value {error.problem}", option=name, expected=error.expected
+        ) from None
+
+
+InnerOptions = make_options(
+    InnerConfig,
+    "The inner layer of sockgw: dials out to an outer layer, and performs in this network the "
+    "requests that come through.",
+)

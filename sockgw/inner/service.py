@@ -1,0 +1,117 @@
+"""The inner layer as a service: puts its parts together and keeps its tunnel."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+from urllib.parse import urlsplit
+
+from twisted.logger import Logger
+from twisted.python.usage import Options
+
+from sockgw.config import load
+from sockgw.daemon import Daemon
+from sockgw.deadlines import Deadlines
+from sockgw.http.client import Origin, OriginPool
+from sockgw.inner.allow import AllowList
+from sockgw.inner.config import InnerConfig
+from sockgw.inner.connector import Connector
+from sockgw.inner.dial import Dialler
+from sockgw.inner.forwarder import Forwarder
+from sockgw.inner.outerlayer import OuterLayer
+from sockgw.keys import UnusableKey, load_private_key
+from sockgw.tunnel.carrier import FAST_MASKING
+from sockgw.yamlfile import ConfigError
+
+__all__ = ["InnerService", "make_service"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def make_service(options: Options) -> InnerService:
+    """Return the service for these options (an InnerOptions). Raises UsageError."""
+    from twisted.internet import reactor
+
+    config = load(InnerConfig, options, os.environ)
+    return InnerService(config, reactor, getattr(options, "parent", None))
+
+
+class InnerService(Daemon):
+    """The inner layer."""
+
+    _log = Logger()
+
+    def __init__(self, config: InnerConfig, reactor: Any, twistd: Any = None) -> None:
+        """Raises ConfigError where a file that the configuration names is wrong."""
+        super().__init__("sockgw-inner", reactor, twistd, config.log_format)
+        try:
+            key = load_private_key(config.private_key)
+        except UnusableKey as error:
+            raise ConfigError(str(error), option="private-key", value=config.private_key) from error
+        services = {name: _origin(url) for name, url in config.service.items()}
+        self._allow = _allow_list(config, services)
+        self._key = key
+        self._deadlines = Deadlines(reactor)
+        try:
+            dialler = Dialler(reactor, self._allow, config.target_ca, config.connect_timeout)
+            outer_layer = OuterLayer.parse(
+                config.outer_layer,
+                ca_file=config.outer_layer_ca or None,
+                certificate=config.certificate or None,
+                private_key_path=config.private_key,
+                insecure=config.insecure,
+                proxy=config.proxy or None,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self._pool = OriginPool(
+            reactor,
+            dialler.endpoint,
+            self._deadlines,
+            max_header_size=config.max_header_size,
+            max_header_count=config.max_header_count,
+            idle_timeout=config.idle_timeout,
+            keep_alive=config.origin_keep_alive,
+            max_idle=config.max_idle_connections,
+        )
+        forwarder = Forwarder(self._pool, self._allow, services)
+        # Jitter needs no secret randomness.
+        jitter = random.random
+        self.connector = Connector(config, reactor, outer_layer, key, forwarder, jitter)
+        self.connector.setServiceParent(self)
+
+    def startService(self) -> None:
+        if not FAST_MASKING:
+            self._log.warn("Autobahn's native code is missing: WebSocket masking will be slow")
+        if self._key.exposed:
+            self._log.warn("the private key can be read by others on this machine")
+        if not self._allow.listed:
+            self._log.warn(
+                "no allow list: the outer layer may reach everything that this machine can"
+                " (--allow HOST[:PORT] limits it)"
+            )
+        self._log.info("inner layer started: key={key}", key=str(self._key.public_key))
+        super().startService()
+
+    def stopService(self) -> Any:
+        stopped = super().stopService()
+        self._pool.close()
+        self._deadlines.stop()
+        return stopped
+
+
+def _origin(url: str) -> Origin:
+    parts = urlsplit(url)
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    return Origin(parts.scheme, parts.hostname or "", port)
+
+
+def _allow_list(config: InnerConfig, services: dict[str, Origin]) -> AllowList:
+    """A service is named by the inner layer's own operator, and so is allowed."""
+    entries = list(config.allow)
+    if entries:
+        for origin in services.values():
+            host = f"[{origin.hostname}]" if ":" in origin.hostname else origin.hostname
+            entries.append(f"{host}:{origin.port}")
+    return AllowList.parse(entries)

@@ -1,0 +1,236 @@
+"""Every setting of the outer layer."""
+
+from dataclasses import dataclass
+
+from sockgw.config import Config, ConfigError, setting
+from sockgw.http.networks import Networks
+from sockgw.options import make_options
+from sockgw.values import count, count_or_zero, listening, milliseconds, one_of, path, text, yes_no
+
+__all__ = ["OuterConfig", "OuterOptions"]
+
+_MAX_PASSWORD = 1024  # characters in a password file
+
+
+def _trusted(value: str) -> str:
+    try:
+        Networks.parse([value])
+    except ValueError:
+        raise ConfigError(
+            "is not known",
+            expected="loopback, linklocal, uniquelocal, an address or a network such as 10.0.0.0/8",
+        ) from None
+    return value
+
+
+def _public_key(value: str) -> str:
+    names, equals, file = value.rpartition("=")
+    if not file or (equals and not all(name.strip() for name in names.split(","))):
+        raise ConfigError("names no file", expected="FILE, DIRECTORY, NAME=FILE or NAME,NAME=FILE")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OuterConfig(Config):
+    """The outer layer's configuration. Durations are in seconds, sizes in bytes."""
+
+    app_port: tuple[str, ...] = setting(
+        "Where clients connect: a port number, or a Twisted endpoint such as "
+        "tcp:3000:interface=127.0.0.1, tls:443:privateKey=FILE:certKey=FILE, unix:FILE, "
+        "systemd:domain=INET6:name=NAME or haproxy:tcp:3000.",
+        listening,
+        metavar="PORT|ENDPOINT",
+        default=("3000",),
+        repeatable=True,
+    )
+    socket_port: tuple[str, ...] = setting(
+        "Where inner layers connect; as --app-port. clientCA=FILE in a tls: endpoint asks them for "
+        "a certificate.",
+        listening,
+        metavar="PORT|ENDPOINT",
+        default=("3001",),
+        repeatable=True,
+    )
+    admin_port: tuple[str, ...] = setting(
+        "Where /metrics and /admin are; as --app-port. Without it they are on the socket port.",
+        listening,
+        metavar="PORT|ENDPOINT",
+        default=(),
+        repeatable=True,
+    )
+    public_key: tuple[str, ...] = setting(
+        "The public key or certificate of an inner layer, or a directory of them. Its identifier "
+        "is NAME (or several), else the certificate's common name, else the file's stem. Changes "
+        "take effect at once.",
+        _public_key,
+        metavar="FILE|DIRECTORY|NAME[,NAME]=FILE",
+        repeatable=True,
+        aliases=("inner-layer-certificate",),
+    )
+    targets: str = setting(
+        "The targets file (YAML): which public host names lead where. Re-read when it changes.",
+        path,
+        metavar="FILE",
+    )
+
+    timeout: float = setting(
+        "Longest time to the first byte of an origin's answer.",
+        milliseconds,
+        metavar="MS",
+        default="60000",
+    )
+    idle_timeout: float = setting(
+        "Longest time without a byte either way within an exchange.",
+        milliseconds,
+        metavar="MS",
+        default="300000",
+    )
+    head_timeout: float = setting(
+        "Longest time in which a client may send the head of a request.",
+        milliseconds,
+        metavar="MS",
+        default="10000",
+    )
+    keep_alive_timeout: float = setting(
+        "Longest time that a client's connection stays open between requests.",
+        milliseconds,
+        metavar="MS",
+        default="75000",
+    )
+    half_close_timeout: float = setting(
+        "How long a connection is read after its last answer, so that the client gets the answer "
+        "rather than a reset.",
+        milliseconds,
+        metavar="MS",
+        default="750",
+    )
+    handshake_timeout: float = setting(
+        "Longest time in which an inner layer must have authenticated.",
+        milliseconds,
+        metavar="MS",
+        default="10000",
+    )
+    validity: float = setting(
+        "Longest time in which an inner layer may answer a challenge.",
+        milliseconds,
+        metavar="MS",
+        default="10000",
+    )
+    ping_interval: float = setting(
+        "Time without traffic after which a tunnel is tried.",
+        milliseconds,
+        metavar="MS",
+        default="15000",
+    )
+    ping_timeout: float = setting(
+        "Time that a tunnel then has to answer.", milliseconds, metavar="MS", default="10000"
+    )
+
+    trust_proxy: tuple[str, ...] = setting(
+        "Proxies whose X-Forwarded-* and Forwarded headers are believed: loopback, linklocal, "
+        "uniquelocal, addresses, networks.",
+        _trusted,
+        metavar="NAME|ADDRESS|CIDR",
+        default=(),
+        repeatable=True,
+        commas=True,
+    )
+    remove_csps: bool = setting(
+        "Remove Content-Security-Policy headers from answers.", yes_no, default="no", flag=True
+    )
+    admin_password: str = setting(
+        "The password of /admin, which is not there without one. Others on the machine can see "
+        "what stands on a command line: prefer --admin-password-file.",
+        text,
+        metavar="PASSWORD",
+        default="",
+        secret=True,
+    )
+    admin_password_file: str = setting(
+        "A file with the password of /admin.", path, metavar="FILE", default=""
+    )
+    socket_host: tuple[str, ...] = setting(
+        "A host name under which inner layers reach the socket port; they sign it. Without it the "
+        "Host header of their connection is taken.",
+        text,
+        metavar="HOST",
+        default=(),
+        repeatable=True,
+        commas=True,
+    )
+    channel_binding: bool = setting(
+        "Whether inner layers bind their signature to the TLS connection, where the socket port "
+        "is TLS itself. Say no where something between decrypts and encrypts again.",
+        yes_no,
+        metavar="yes|no",
+        default="yes",
+    )
+
+    max_header_size: int = setting(
+        "Largest head of a request.", count, metavar="BYTES", default="32768"
+    )
+    max_header_count: int = setting(
+        "Most header fields in a request.", count, metavar="NUMBER", default="100"
+    )
+    max_body_size: int = setting(
+        "Largest body of a request; 0 for any size.", count_or_zero, metavar="BYTES", default="0"
+    )
+    max_streams: int = setting(
+        "Most exchanges at a time in one tunnel.", count, metavar="NUMBER", default="1000"
+    )
+    max_tunnels: int = setting("Most tunnels.", count, metavar="NUMBER", default="1000")
+    max_connections: int = setting(
+        "Most connections of clients.", count, metavar="NUMBER", default="10000"
+    )
+
+    access_log: str = setting(
+        "Where each request is logged: a file, - for standard output, or off.",
+        path,
+        metavar="FILE|-|off",
+        default="-",
+    )
+    log_format: str = setting(
+        "How events and requests are logged.",
+        one_of("text", "json"),
+        metavar="text|json",
+        default="text",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.admin_password_file:
+            return
+        if self.admin_password:
+            raise ConfigError(
+                "stands beside --admin-password",
+                option="admin-password-file",
+                value=self.admin_password_file,
+                expected="one of the two",
+            )
+        object.__setattr__(self, "admin_password", _password(self.admin_password_file))
+
+
+def _password(file_path: str) -> str:
+    """Return the first line of the file, which must be the only one."""
+    try:
+        with open(file_path, encoding="utf-8", newline="") as file:
+            password = file.read(_MAX_PASSWORD + 1)
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+    else:
+        password = password.removesuffix("\n").removesuffix("\r")
+        if password and password.isprintable() and len(password) <= _MAX_PASSWORD:
+            return password
+        problem = "does not hold a password"
+    raise ConfigError(
+        problem,
+        option="admin-password-file",
+        value=file_path,
+        expected=f"a file of one line, of 1 to {_MAX_PASSWORD} characters",
+    )
+
+
+OuterOptions = make_options(
+    OuterConfig,
+    "The outer layer of sockgw: takes clients' requests on the app port, and has an inner layer "
+    "that dialled in on the socket port perform them in its own network.",
+)

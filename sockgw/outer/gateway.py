@@ -1,0 +1,395 @@
+"""The gateway: what happens to each request that reaches the app port.
+
+Host to target, path to policy, identifiers to an inner layer; then a :class:`Relay` carries it.
+What ends here is answered from one table (:mod:`sockgw.outer.refusals`), and every request leaves
+one line in the access log and one count in the metrics, however it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from dataclasses import dataclass
+from itertools import count
+
+from twisted.internet.interfaces import IReactorTime
+
+from sockgw.deadlines import Deadlines
+from sockgw.http.forwarded import ClientView, Forwarding, is_protected
+from sockgw.http.headers import end_to_end, get, lower
+from sockgw.http.rewriting import Rewriter
+from sockgw.http.server import ClientConnection, Exchange, HttpError, RequestHandler
+from sockgw.outer.accesslog import AccessLog, Entry
+from sockgw.outer.admin import Failure
+from sockgw.outer.config import OuterConfig
+from sockgw.outer.metrics import Metrics
+from sockgw.outer.paths import PathRefused, resolve
+from sockgw.outer.policy import forbidden_reason
+from sockgw.outer.refusals import Refusal, answer
+from sockgw.outer.registry import Affinity, Registry
+from sockgw.outer.relay import Relay
+from sockgw.outer.targets import Target, Targets
+from sockgw.protocol.errors import LocalError, StreamCode
+from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
+from sockgw.protocol.payloads import Destination
+from sockgw.protocol.session import TunnelFull
+
+__all__ = ["Gateway", "Route"]
+
+_MAX_FAILURES = 100  # lines on the admin page
+_MAX_SERVICE_ORIGINS = 256  # rewriters of origins that inner layers name
+
+_NO_TARGET = Refusal(404, "no target has this host name", "destination_not_found")
+_NO_INNER_LAYER = Refusal(
+    502, "no inner layer for this target is connected", "destination_unavailable"
+)
+_BUSY = Refusal(503, "the inner layers are at their limits", "connection_limit_reached", 1)
+_BAD_HEAD = Refusal(400, "the request's head cannot be forwarded", "http_request_error")
+
+# Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
+# (CVE-2016-5385 and its kin).
+_NOT_PASSED = frozenset((b"host", b"proxy"))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A target, with what is derived from it once and not for each request."""
+
+    target: Target
+    destination: Destination
+    rewriter: Rewriter | None  #: None for a service, whose origin the inner layer tells
+
+
+def _route(target: Target) -> Route:
+    if target.service is not None:
+        return Route(target, Destination(service=target.service), None)
+    return Route(
+        target,
+        Destination(target.protocol, target.hostname, target.port),
+        Rewriter(target.protocol.encode(), target.hostname.encode(), target.port),
+    )
+
+
+class _Ignore:
+    """Handles what still comes of a request that has its answer."""
+
+    def body_received(self, data: bytes) -> None:
+        pass
+
+    def body_ended(self, trailers: Headers) -> None:
+        pass
+
+    def client_lost(self) -> None:
+        pass
+
+    def response_drained(self) -> None:
+        pass
+
+
+_IGNORE = _Ignore()
+
+
+class Gateway:
+    """The application behind the app port; see :class:`sockgw.http.server.Application`."""
+
+    def __init__(
+        self,
+        config: OuterConfig,
+        clock: IReactorTime,
+        deadlines: Deadlines,
+        registry: Registry,
+        forwarding: Forwarding,
+        metrics: Metrics,
+        access_log: AccessLog,
+    ) -> None:
+        self._clock = clock
+        self._deadlines = deadlines
+        self._registry = registry
+        self._forwarding = forwarding
+        self._metrics = metrics
+        self._access_log = access_log
+        self._timeout = config.timeout
+        self._idle_timeout = config.idle_timeout
+        self._max_connections = config.max_connections
+        self._routes: dict[str, Route] = {}
+        self._targets = Targets()
+        self._service_rewriters: dict[tuple[str, str, int], Rewriter] = {}
+        # Unique in this process and, by its random part, among all others.
+        self._id_prefix = os.urandom(6).hex()
+        self._ids = count(1)
+        self._connections: set[ClientConnection] = set()
+        self.seconds = clock.seconds
+        self.remove_csps = config.remove_csps
+        #: What went wrong lately, newest first.
+        self.failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
+
+    def use(self, targets: Targets) -> None:
+        """From now on these targets are in force; requests under way are not touched."""
+        self._routes = {target.name: _route(target) for target in targets}
+        self._targets = targets
+
+    @property
+    def targets(self) -> Targets:
+        """The targets in force."""
+        return self._targets
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    # ------------------------------------------------------------------ the server's application
+
+    def connected(self, connection: ClientConnection) -> bool:
+        if len(self._connections) >= self._max_connections:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def disconnected(self, connection: ClientConnection) -> None:
+        self._connections.discard(connection)
+
+    def request(self, exchange: Exchange) -> RequestHandler:
+        connection = exchange.connection
+        head = exchange.head
+        view = self._forwarding.client_of(
+            connection.peer_address,
+            connection.secure,
+            connection.local_port,
+            exchange.host,
+            head.headers,
+        )
+        request_id = view.request_id or b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+        target = self._targets.match(view.host.decode("latin-1"))
+        if target is None:
+            return self._without_target(exchange, view, request_id)
+        request_target = head.target
+        policy = target.policy
+        if not policy.unrestricted:
+            try:
+                path, request_target = resolve(request_target)
+            except PathRefused as error:
+                refusal = Refusal(400, str(error), "http_request_error")
+                return self._refuse(exchange, refusal, view, request_id, target)
+            method = head.method.decode("ascii")
+            if not policy.allows(method, path):
+                host = target.service or target.hostname
+                reason = forbidden_reason(method, target.protocol, host, target.port, path)
+                refusal = Refusal(403, reason, "http_request_denied")
+                return self._refuse(exchange, refusal, view, request_id, target)
+        affinity: Affinity = connection.affinity  # type: ignore[assignment]
+        if affinity is None:
+            affinity = {}
+            connection.affinity = affinity
+        member = self._registry.choose(target.identifiers, affinity)
+        if member is None:
+            busy = self._registry.serves(target.identifiers)
+            refusal = _BUSY if busy else _NO_INNER_LAYER
+            return self._refuse(exchange, refusal, view, request_id, target)
+        route = self._routes[target.name]
+        relay = Relay(self, exchange, route, view, member, request_id)
+        try:
+            relay.stream = member.tunnel.open(
+                RequestHead(
+                    head.method, request_target, self._request_headers(head.headers, relay)
+                ),
+                route.destination,
+                relay,
+                complete=not exchange.body_expected,
+            )
+        except TunnelFull:
+            return self._refuse(exchange, _BUSY, view, request_id, target)
+        except (LocalError, ValueError):
+            return self._refuse(exchange, _BAD_HEAD, view, request_id, target)
+        self._deadlines.watch(relay)
+        return relay
+
+    def refused(
+        self, connection: ClientConnection, error: HttpError, head: RequestHead | None
+    ) -> tuple[ResponseHead, bytes]:
+        request_id = f"{self._id_prefix}{next(self._ids):08x}"
+        refusal = Refusal(error.status, error.reason, "http_request_error")
+        self._record_refusal(connection.peer_address, head, refusal, request_id, "", self.seconds())
+        return answer(refusal, head.headers if head is not None else [], request_id)
+
+    # ------------------------------------------------------------------ for relays
+
+    def response_deadline(self) -> float:
+        """Return until when a response head must have come."""
+        return self._deadlines.after(self._timeout)
+
+    def idle_deadline(self) -> float:
+        """Return until when another byte must have come."""
+        return self._deadlines.after(self._idle_timeout)
+
+    def rewriter(self, route: Route, origin: tuple[str, str, int] | None) -> Rewriter | None:
+        """Return what rewrites the responses of a route; ``origin`` as the inner layer tells it.
+
+        None for a service of which it tells nothing.
+        """
+        if route.rewriter is not None or origin is None:
+            return route.rewriter
+        rewriter = self._service_rewriters.get(origin)
+        if rewriter is None:
+            if len(self._service_rewriters) >= _MAX_SERVICE_ORIGINS:
+                self._service_rewriters.clear()
+            protocol, hostname, port = origin
+            rewriter = Rewriter(protocol.encode(), hostname.encode(), port)
+            self._service_rewriters[origin] = rewriter
+        return rewriter
+
+    def answer(self, exchange: Exchange, refusal: Refusal, request_id: bytes) -> None:
+        """Answer in the gateway's own name."""
+        head, body = answer(refusal, exchange.head.headers, request_id.decode("ascii"))
+        exchange.respond(head)
+        exchange.write(body)
+        exchange.finish()
+
+    def failed(self, relay: Relay, code: StreamCode, detail: str) -> None:
+        """A relay's stream was reset before the end of its answer; ``finished`` follows."""
+        reason = code.name.lower().replace("_", " ")
+        self._remember(
+            relay.route.target.name,
+            relay.member.identifier,
+            relay.status,
+            f"{reason}: {detail}" if detail else reason,
+            relay.request_id.decode("ascii"),
+        )
+
+    def finished(self, relay: Relay, outcome: str) -> None:
+        """A relay is over."""
+        self._deadlines.discard(relay)
+        exchange = relay.exchange
+        now = self.seconds()
+        duration = now - exchange.started
+        name = relay.route.target.name
+        status = relay.status or 499  # nginx's number for a client that left before the answer
+        self._metrics.request_done(
+            name, status, duration, exchange.bytes_received, exchange.bytes_sent
+        )
+        head = exchange.head
+        self._access_log.record(
+            Entry(
+                time=time.time() - duration,
+                client=relay.view.address,
+                method=head.method,
+                target=head.target,
+                version=exchange.http_version,
+                status=status,
+                bytes_out=exchange.bytes_sent,
+                bytes_in=exchange.bytes_received,
+                referer=get(head.headers, b"referer") or b"",
+                user_agent=get(head.headers, b"user-agent") or b"",
+                target_name=name,
+                identifier=relay.member.identifier,
+                request_id=relay.request_id,
+                duration=duration,
+                first_byte=None
+                if relay.first_byte is None
+                else relay.first_byte - exchange.started,
+                outcome=outcome,
+            )
+        )
+
+    # ------------------------------------------------------------------ inside
+
+    def _request_headers(self, headers: Headers, relay: Relay) -> Headers:
+        trusted = relay.view.trusted
+        target = relay.route.target
+        result = [
+            field
+            for field in end_to_end(headers)
+            if not is_protected(lowered := lower(field[0]), trusted) and lowered not in _NOT_PASSED
+        ]
+        if target.preserve_host:
+            result.append((b"Host", relay.view.host))
+        result += self._forwarding.headers_for(relay.view)
+        result.append((b"X-Request-ID", relay.request_id))
+        return result
+
+    def _without_target(
+        self, exchange: Exchange, view: ClientView, request_id: bytes
+    ) -> RequestHandler:
+        path = exchange.head.target
+        if path == b"/healthz" or (path == b"/readyz" and len(self._registry)):
+            self._plain(exchange, 200, b"OK", b"ok\n")
+            return _IGNORE
+        if path == b"/readyz":
+            self._plain(exchange, 503, b"Service Unavailable", b"no inner layer is connected\n")
+            return _IGNORE
+        return self._refuse(exchange, _NO_TARGET, view, request_id, None)
+
+    def _plain(self, exchange: Exchange, status: int, reason: bytes, body: bytes) -> None:
+        headers = [
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            (b"Content-Length", b"%d" % len(body)),
+        ]
+        exchange.respond(ResponseHead(status, reason, headers))
+        exchange.write(body)
+        exchange.finish()
+
+    def _refuse(
+        self,
+        exchange: Exchange,
+        refusal: Refusal,
+        view: ClientView,
+        request_id: bytes,
+        target: Target | None,
+    ) -> RequestHandler:
+        self.answer(exchange, refusal, request_id)
+        name = target.name if target is not None else ""
+        identifier = request_id.decode("ascii")
+        self._record_refusal(
+            view.address, exchange.head, refusal, identifier, name, exchange.started
+        )
+        return _IGNORE
+
+    def _record_refusal(
+        self,
+        address: str,
+        head: RequestHead | None,
+        refusal: Refusal,
+        request_id: str,
+        target: str,
+        started: float,
+    ) -> None:
+        duration = self.seconds() - started
+        self._metrics.request_done(target or "-", refusal.status, duration, 0, 0)
+        headers = head.headers if head is not None else []
+        self._access_log.record(
+            Entry(
+                time=time.time() - duration,
+                client=address,
+                method=head.method if head is not None else b"-",
+                target=head.target if head is not None else b"-",
+                version=(1, 1),
+                status=refusal.status,
+                bytes_out=0,
+                bytes_in=0,
+                referer=get(headers, b"referer") or b"",
+                user_agent=get(headers, b"user-agent") or b"",
+                target_name=target,
+                identifier="",
+                request_id=request_id.encode("ascii"),
+                duration=duration,
+                first_byte=None,
+                outcome=refusal.reason,
+            )
+        )
+        if refusal.status >= 500:
+            self._remember(target, "", refusal.status, refusal.reason, request_id)
+
+    def _remember(
+        self, target: str, identifier: str, status: int, reason: str, request_id: str
+    ) -> None:
+        self.failures.appendleft(
+            Failure(
+                time=time.time(),
+                target=target,
+                identifier=identifier,
+                status=status,
+                reason=reason,
+                request_id=request_id,
+            )
+        )

@@ -1,0 +1,204 @@
+"""Counters of the outer layer: plain numbers on the request path, Prometheus families at a scrape.
+
+prometheus_client's own counters take a lock and look labels up on each step. Here a request costs a
+dictionary look-up and some additions, and the families are made from that when somebody asks.
+
+Labels come from small sets: names in the targets file, identifiers in the key ring, statuses, and
+reasons listed here. Nothing that a stranger sends becomes a label.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+__all__ = ["HANDSHAKE_FAILURES", "Metrics", "TunnelCount"]
+
+# Upper bounds in seconds: from a hop on loopback to the default timeout of a first byte.
+_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
+_BOUNDS = tuple(str(bound) for bound in _BUCKETS) + ("+Inf",)
+
+# Names of targets seen since the start. Only a targets file that is rewritten again and again comes
+# near; requests for further names count under "-".
+_MAX_TARGETS = 20_000
+
+# How the sentences begin that tell the operator why, and the label of each.
+_FAILURES = {
+    "unknown key": "key",
+    "wrong signature": "signature",
+    "dialled": "host",
+    "identifier": "identifier",
+    "speaks versions": "version",
+    "no HELLO in time": "timeout",
+    "challenge expired": "timeout",
+    "the peer went away": "left",
+    "max-tunnels": "limit",
+}
+_MALFORMED = "malformed"  # all others
+
+HANDSHAKE_FAILURES = frozenset((*_FAILURES.values(), _MALFORMED))
+"""The labels for why inner layers are turned away."""
+
+
+class _Target:
+    """What is counted for one target."""
+
+    __slots__ = ("buckets", "bytes_in", "bytes_out", "seconds", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.buckets = [0] * len(_BOUNDS)
+        self.seconds = 0.0
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+
+TunnelCount = tuple[int, int, int]
+"""Of a tunnel: bytes from the inner layer, bytes to it, times that a stream had no credit."""
+
+
+def _nothing() -> int:
+    return 0
+
+
+class Metrics:
+    """Everything counted, and a registry that exports it.
+
+    What has a present value is read when scraped, from callables that the service puts here.
+    """
+
+    def __init__(self) -> None:
+        self._targets: dict[str, _Target] = {}
+        self._handshake_failures = dict.fromkeys(sorted(HANDSHAKE_FAILURES), 0)
+        self._ended: TunnelCount = (0, 0, 0)
+        #: Open streams, connections of clients, and tunnels by identifier.
+        self.gauge_streams: Callable[[], int] = _nothing
+        self.gauge_clients: Callable[[], int] = _nothing
+        self.gauge_tunnels: Callable[[], Mapping[str, int]] = dict
+        #: What the tunnels that stand have counted so far.
+        self.live_tunnels: Callable[[], Iterable[TunnelCount]] = tuple
+        #: The families below, and those of the process, the interpreter and its memory.
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def request_done(
+        self, target: str, status: int, seconds: float, bytes_in: int, bytes_out: int
+    ) -> None:
+        """Count a request of a client.
+
+        ``target`` is its name in the targets file, or ``"-"`` where the host names none; ``status``
+        what the client got; sizes are of bodies, ``bytes_in`` from the client.
+        """
+        counted = self._targets.get(target)
+        if counted is None:
+            counted = self._new_target(target)
+        statuses = counted.statuses
+        statuses[status] = statuses.get(status, 0) + 1
+        counted.buckets[bisect_left(_BUCKETS, seconds)] += 1
+        counted.seconds += seconds
+        counted.bytes_in += bytes_in
+        counted.bytes_out += bytes_out
+
+    def tunnel_ended(self, bytes_in: int, bytes_out: int, stalls: int) -> None:
+        """Keep the counts of a tunnel that no longer stands."""
+        self._ended = _sum(self._ended, (bytes_in, bytes_out, stalls))
+
+    def handshake_failed(self, reason: str) -> None:
+        """Count an inner layer turned away, by the reason that the log gives."""
+        labels = (label for start, label in _FAILURES.items() if reason.startswith(start))
+        self._handshake_failures[next(labels, _MALFORMED)] += 1
+
+    def _new_target(self, name: str) -> _Target:
+        if len(self._targets) >= _MAX_TARGETS:
+            name = "-"
+        return self._targets.setdefault(name, _Target())
+
+    def collect(self) -> Iterator[Metric]:
+        """Make the families. Only for the reactor's thread, as everything that it reads."""
+        requests = CounterMetricFamily(
+            "sockgw_requests", "Requests of clients.", labels=["target", "status"]
+        )
+        durations = HistogramMetricFamily(
+            "sockgw_request_duration_seconds",
+            "Time from a request's head to the end of its answer.",
+            labels=["target"],
+        )
+        bodies = CounterMetricFamily(
+            "sockgw_bytes",
+            "Bytes of bodies, from clients (in) and to clients (out).",
+            labels=["target", "direction"],
+        )
+        for name, counted in self._targets.items():
+            for status, count in sorted(counted.statuses.items()):
+                requests.add_metric([name, str(status)], count)
+            durations.add_metric([name], _cumulative(counted.buckets), counted.seconds)
+            bodies.add_metric([name, "in"], counted.bytes_in)
+            bodies.add_metric([name, "out"], counted.bytes_out)
+        yield requests
+        yield durations
+        yield bodies
+
+        yield GaugeMetricFamily("sockgw_streams", "Open streams.", self.gauge_streams())
+        yield GaugeMetricFamily("sockgw_clients", "Connections of clients.", self.gauge_clients())
+        tunnels = GaugeMetricFamily(
+            "sockgw_tunnels", "Tunnels of inner layers.", labels=["identifier"]
+        )
+        for identifier, number in self.gauge_tunnels().items():
+            tunnels.add_metric([identifier], number)
+        yield tunnels
+
+        bytes_in, bytes_out, stalls = reduce(_sum, self.live_tunnels(), self._ended)
+        yield CounterMetricFamily(
+            "sockgw_credit_stalls", "Times that a stream had data and no credit.", stalls
+        )
+        carried = CounterMetricFamily(
+            "sockgw_tunnel_bytes",
+            "Bytes of tunnels, from inner layers (in) and to them (out).",
+            labels=["direction"],
+        )
+        carried.add_metric(["in"], bytes_in)
+        carried.add_metric(["out"], bytes_out)
+        yield carried
+
+        failures = CounterMetricFamily(
+            "sockgw_handshake_failures", "Inner layers turned away.", labels=["reason"]
+        )
+        for reason, count in self._handshake_failures.items():
+            failures.add_metric([reason], count)
+        yield failures
+
+
+def _sum(one: TunnelCount, other: TunnelCount) -> TunnelCount:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
+    """Return each bound with how many lie at or below it, as Prometheus wants a histogram."""
+    return list(zip(_BOUNDS, accumulate(buckets), strict=True))

@@ -1,0 +1,220 @@
+"""The outer layer as a service: puts its parts together, listens, and stops."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.usage import Options
+
+from sockgw.config import load
+from sockgw.daemon import Daemon
+from sockgw.deadlines import Deadlines
+from sockgw.endpoints import describe
+from sockgw.http.forwarded import Forwarding
+from sockgw.http.networks import Networks
+from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.keys import fingerprint_text
+from sockgw.outer.accesslog import AccessLog
+from sockgw.outer.admin import TargetView, TunnelView
+from sockgw.outer.admission import Admission
+from sockgw.outer.config import OuterConfig
+from sockgw.outer.gateway import Gateway
+from sockgw.outer.keyring import Keyring
+from sockgw.outer.metrics import Metrics
+from sockgw.outer.registry import Registry
+from sockgw.outer.site import (
+    admin_root,
+    make_site,
+    socket_root,
+)
+from sockgw.outer.targets import TargetsFile
+from sockgw.tunnel.carrier import FAST_MASKING, server_resource
+
+# On the socket port, beside the tunnels: handshakes under way, health checks, the admin page.
+_SPARE_CONNECTIONS = 1_000
+
+__all__ = ["OuterService", "make_service"]
+
+
+def make_service(options: Options) -> OuterService:
+    """Return the service for these options (an OuterOptions). Raises UsageError."""
+    from twisted.internet import reactor
+
+    config = load(OuterConfig, options, os.environ)
+    return OuterService(config, reactor, getattr(options, "parent", None))
+
+
+class OuterService(Daemon):
+    """The outer layer."""
+
+    _log = Logger()
+
+    def __init__(self, config: OuterConfig, reactor: Any, twistd: Any = None) -> None:
+        """Raises ConfigError where a file that the configuration names is wrong."""
+        super().__init__("sockgw-outer", reactor, twistd, config.log_format)
+        self._config = config
+        self._deadlines = Deadlines(reactor, _tick(config))
+        self._registry = Registry(config.max_tunnels)
+        self._metrics = Metrics()
+        self._access_log = AccessLog(config.access_log, config.log_format, reactor)
+        self._gateway = Gateway(
+            config,
+            reactor,
+            self._deadlines,
+            self._registry,
+            Forwarding(Networks.parse(config.trust_proxy)),
+            self._metrics,
+            self._access_log,
+        )
+        self._targets = TargetsFile(config.targets, reactor, self._gateway.use)
+        self._gateway.use(self._targets.current)
+        self._keyring = Keyring(config.public_key, reactor)
+        self._admission = Admission(
+            config, reactor, self._keyring, self._registry, self._metrics, self._keyring.decoy
+        )
+        self._keyring.on_change = self._admission.revoke
+        self._metrics.gauge_tunnels = self._registry.identifiers
+        self._metrics.gauge_streams = self._registry.streams
+        self._metrics.gauge_clients = lambda: self._gateway.connections
+        self._metrics.live_tunnels = lambda: [
+            (member.tunnel.bytes_in, member.tunnel.bytes_out, member.tunnel.session.stalls)
+            for member in self._registry
+        ]
+        self._ports: list[IListeningPort] = []
+
+    def privilegedStartService(self) -> None:
+        config = self._config
+        carriers = server_resource(self.reactor, config.handshake_timeout, self._admission.opened)
+        make = partial(
+            make_site,
+            clock=self.reactor,
+            head_timeout=config.handshake_timeout,
+            max_connections=config.max_tunnels + _SPARE_CONNECTIONS,
+        )
+        root = socket_root(
+            carriers,
+            lambda: len(self._registry) > 0,
+            None if config.admin_port else self._metrics,
+            config.admin_password,
+            self,
+            self.reactor,
+        )
+        site = make(root)
+        self.listen("socket-port", config.socket_port, site, self._opened)
+        if config.admin_port:
+            site = make(admin_root(self._metrics, config.admin_password, self, self.reactor))
+            self.listen("admin-port", config.admin_port, site, self._opened)
+        # Last: no client is let in before there is somebody to ask.
+        self.listen(
+            "app-port",
+            config.app_port,
+            ClientFactory(self._gateway, self._deadlines, _limits(config)),
+            self._opened,
+        )
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        super().startService()
+        self._targets.start()
+        self._keyring.start()
+        if not FAST_MASKING:
+            self._log.warn("Autobahn's native code is missing: WebSocket masking will be slow")
+        self._log.info(
+            "outer layer started: targets={targets} keys={keys}",
+            targets=len(self._targets.current),
+            keys=len(self._keyring),
+        )
+
+    def stopService(self) -> Deferred[None]:
+        closing = [maybeDeferred(port.stopListening) for port in self._ports]
+        self._ports.clear()
+        self._admission.stop()
+        self._targets.stop()
+        self._keyring.stop()
+        self._deadlines.stop()
+        stopped: Deferred[None] = DeferredList(closing)  # type: ignore[assignment]
+        stopped.addCallback(lambda _: maybeDeferred(super(OuterService, self).stopService))
+        stopped.addBoth(self._close_log)
+        return stopped
+
+    def reload(self) -> None:
+        self._targets.check()
+        self._keyring.check()
+        self._access_log.reopen()
+
+    def _opened(self, port: IListeningPort) -> None:
+        self._ports.append(port)
+        self._log.info("listening on {where}", where=describe(port))
+
+    def _close_log(self, result: Any) -> Any:
+        self._access_log.close()
+        return result
+
+    # ------------------------------------------------------------------ for the admin page
+
+    def tunnels(self) -> list[TunnelView]:
+        """Return what the admin page shows of the inner layers."""
+        return [
+            TunnelView(
+                identifier=member.identifier,
+                address=member.address,
+                fingerprint=fingerprint_text(member.fingerprint),
+                since=member.since,
+                streams=len(member.tunnel.session.streams),
+                bytes_in=member.tunnel.bytes_in,
+                bytes_out=member.tunnel.bytes_out,
+                round_trip=member.tunnel.round_trip,
+            )
+            for member in self._registry
+        ]
+
+    def targets(self) -> list[TargetView]:
+        """Return what the admin page shows of the targets."""
+        return [_target_view(target) for target in self._gateway.targets]
+
+    def failures(self) -> list[Any]:
+        """Return what went wrong lately, newest first."""
+        return list(self._gateway.failures)
+
+
+def _target_view(target: Any) -> TargetView:
+    if target.service is not None:
+        destination = f"service {target.service}"
+    else:
+        destination = f"{target.protocol}://{target.hostname}:{target.port}"
+    policy = [
+        f"{rule.path} {'*' if rule.methods is None else ' '.join(sorted(rule.methods))}"
+        for rule in target.policy.rules
+    ]
+    return TargetView(
+        name=target.name,
+        destination=destination,
+        policy=policy,
+        identifiers=sorted(target.identifiers) if target.identifiers is not None else [],
+    )
+
+
+def _tick(config: OuterConfig) -> float:
+    """Return how often deadlines are looked at: often enough for the shortest, at most 4 a second
+    by default."""
+    shortest = min(
+        config.timeout, config.idle_timeout, config.head_timeout, config.keep_alive_timeout
+    )
+    return min(max(shortest / 8, 0.02), 0.25)
+
+
+def _limits(config: OuterConfig) -> ServerLimits:
+    return ServerLimits(
+        max_header_size=config.max_header_size,
+        max_header_count=config.max_header_count,
+        max_body_size=config.max_body_size,
+        head_timeout=config.head_timeout,
+        keep_alive_timeout=config.keep_alive_timeout,
+        idle_timeout=config.idle_timeout,
+        half_close_timeout=config.half_close_timeout,
+    )

@@ -1,0 +1,467 @@
+"""Endpoints: descriptions, sockets on real ports, TLS in memory."""
+
+import errno
+import os
+import re
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from tempfile import TemporaryDirectory
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.trial.unittest import TestCase
+
+from sockgw import endpoints
+
+ADDRESS = IPv4Address("TCP", "127.0.0.1", 4321)
+
+
+class Echo(Protocol):
+    def dataReceived(self, data):
+        self.transport.write(data)
+
+
+class Names(Protocol):
+    """Answers with the peer's address."""
+
+    def dataReceived(self, data):
+        peer = self.transport.getPeer()
+        self.transport.write(f"{peer.host} {data.decode()}".encode())
+
+
+def write_pair(directory, name, key, *, authority=None):
+    """Write NAME.key and NAME.crt, signed by ``authority`` (key, certificate) or by itself."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signer, issuer = (key, subject) if authority is None else (authority[0], authority[1].subject)
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), True)
+        .sign(signer, None if isinstance(signer, ed25519.Ed25519PrivateKey) else SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / f"{name}.key").write_bytes(pem)
+    (directory / f"{name}.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
+    return key, certificate
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("keys")
+    authority = write_pair(directory, "authority", ec.generate_private_key(ec.SECP256R1()))
+    server = write_pair(directory, "server", ec.generate_private_key(ec.SECP256R1()))
+    write_pair(directory, "edwards", ed25519.Ed25519PrivateKey.generate())
+    write_pair(directory, "client", ec.generate_private_key(ec.SECP256R1()), authority=authority)
+    write_pair(directory, "stranger", ec.generate_private_key(ec.SECP256R1()))
+    sealed = server[0].private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"sesame")
+    )
+    (directory / "sealed.key").write_bytes(sealed)
+    chain = (directory / "client.crt").read_bytes() + (directory / "authority.crt").read_bytes()
+    (directory / "chain.crt").write_bytes(chain)
+    return directory
+
+
+# --- descriptions
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "0",
+        "3000",
+        "65535",
+        "tcp:3000",
+        "tcp:port=3000:interface=127.0.0.1",
+        "tcp6:3000:interface=\\:\\:1",
+        "unix:/run/app.sock:mode=660",
+        "unix:address=/run/app.sock",
+        "systemd:domain=INET6:name=app",
+        "systemd:domain=UNIX:index=0",
+        "haproxy:3000",
+        "haproxy:tcp:3000",
+        "haproxy:unix:/run/app.sock",
+        "haproxy:systemd:domain=INET:name=app",
+    ],
+)
+def test_valid(description):
+    endpoints.validate(description)
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ("", "no kind of endpoint called ''"),
+        ("http", "no kind of endpoint called 'http'"),
+        ("127.0.0.1:3000", "no kind of endpoint called '127.0.0.1'"),
+        ("65536", "'65536' is not a port number"),
+        ("٣٠٠٠", "not a port number"),
+        ("-1", "no kind of endpoint"),
+        ("tcp", "not a port number"),
+        ("tcp:http", "'http' is not a port number"),
+        ("tcp:99999", "'99999' is not a port number"),
+        ("tcp:80:colour=red", "Twisted does not take it"),
+        ("tcp:80\\", "Twisted does not take it"),
+        ("unix:", "needs a path"),
+        ("systemd:name=app", "needs domain="),
+        ("systemd:domain=INET:name=app:index=0", "needs domain="),
+        ("haproxy:haproxy:tcp:3000", "twice"),
+        ("haproxy:", "no kind of endpoint"),
+        ("haproxy:tls:443", "needs privateKey=FILE"),
+        ("tls:443", "needs privateKey=FILE"),
+        ("tls:443:80:privateKey=x", "takes one port"),
+        ("tls:https:privateKey=x", "'https' is not a port number"),
+        ("ssl:443:privateKey=x:sslmethod=TLSv1_METHOD", "has no 'sslmethod'"),
+        ("tls:443:privateKey=x:backlog=many", "'many' is not a whole number"),
+        ("tls:443:privateKey=/nonexistent/x", "cannot read /nonexistent/x: No such file"),
+    ],
+)
+def test_invalid(description, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        endpoints.validate(description)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        endpoints.server_endpoint(MemoryReactorClock(), description)
+
+
+@pytest.mark.parametrize(
+    ("key", "certificate", "words"),
+    [
+        ("server.crt", "server.crt", "server.crt holds no private key in PEM form"),
+        ("server.key", "server.key", "server.key holds no certificate in PEM form"),
+        ("server.key", "stranger.crt", "does not belong to the key in"),
+        ("sealed.key", "server.crt", "is encrypted"),
+        ("server.key", "none.crt", "none.crt: No such file"),
+    ],
+)
+def test_tls_files_that_cannot_be_used(files, key, certificate, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        endpoints.validate(f"tls:0:privateKey={files / key}:certKey={files / certificate}")
+
+
+def test_systemd_without_a_socket():
+    with pytest.raises(ValueError, match="no socket 'app' was handed over"):
+        endpoints.server_endpoint(MemoryReactorClock(), "systemd:domain=INET:name=app")
+
+
+def test_named_arguments_reach_the_reactor(files):
+    reactor = MemoryReactorClock()
+    tls = f"privateKey={files / 'server.key'}:certKey={files / 'server.crt'}"
+    for description in (
+        f"tls:8443:{tls}:interface=\\:\\:1:backlog=7",
+        f"ssl:port=8443:{tls}:interface=\\:\\:1:backlog=7",
+        f"haproxy:tls:8443:{tls}:interface=\\:\\:1:backlog=7",
+    ):
+        endpoints.server_endpoint(reactor, description).listen(Factory.forProtocol(Echo))
+        number, _factory, backlog, interface = reactor.tcpServers.pop()
+        assert (number, backlog, interface) == (8443, 7, "::1")
+
+
+def test_without_ipv6_a_number_listens_on_ipv4(monkeypatch):
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    reactor = MemoryReactorClock()
+    endpoints.server_endpoint(reactor, "3000").listen(Factory.forProtocol(Echo))
+    assert [(number, interface) for number, _, _, interface in reactor.tcpServers] == [(3000, "")]
+
+
+# --- TLS, without sockets
+
+
+class Client:
+    """A TLS client of the standard library, against a protocol over a StringTransport."""
+
+    def __init__(self, context, reactor, first=b""):
+        self._reactor = reactor
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._in, self._out)
+        self._server = reactor.tcpServers[0][1].buildProtocol(ADDRESS)
+        self._transport = StringTransport(peerAddress=ADDRESS)
+        self._server.makeConnection(self._transport)
+        if first:
+            self._server.dataReceived(first)
+
+    def pump(self):
+        if self._out.pending:
+            self._server.dataReceived(self._out.read())
+        self._reactor.advance(0)  # TLS gathers small writes of one turn
+        self._in.write(self._transport.value())
+        self._transport.clear()
+
+    def do(self, call, *arguments):
+        for _ in range(10):
+            try:
+                result = call(*arguments)
+            except ssl.SSLWantReadError:
+                self.pump()
+            else:
+                self.pump()
+                return result
+        raise AssertionError("no end of it")
+
+    def ask(self, data):
+        self.do(self.tls.do_handshake)
+        self.do(self.tls.write, data)
+        return self.do(self.tls.read, 100)
+
+
+def trusting(certificate=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if certificate is not None:
+        context.load_cert_chain(certificate.with_suffix(".crt"), certificate.with_suffix(".key"))
+    return context
+
+
+def tls_listener(files, more="", *, kind="tls", key="server", certificate=None, protocol=Echo):
+    reactor = MemoryReactorClock()
+    certificate = certificate or f"{key}.crt"
+    description = (
+        f"{kind}:443:interface=127.0.0.1:privateKey={files / f'{key}.key'}"
+        f":certKey={files / certificate}{more}"
+    )
+    endpoints.server_endpoint(reactor, description).listen(Factory.forProtocol(protocol))
+    return reactor
+
+
+@pytest.mark.parametrize("kind", ["tls", "ssl"])
+@pytest.mark.parametrize("key", ["server", "edwards"])
+def test_tls_speaks(files, kind, key):
+    client = Client(trusting(), tls_listener(files, kind=kind, key=key))
+    assert client.ask(b"hello") == b"hello"
+    assert client.tls.version() == "TLSv1.3"
+
+
+@pytest.mark.parametrize("suite", ["AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305"])
+def test_tls_1_2_with_aead(files, suite):
+    context = trusting()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"ECDHE-ECDSA-{suite}")
+    client = Client(context, tls_listener(files))
+    assert client.ask(b"hello") == b"hello"
+    assert client.tls.cipher()[0] == f"ECDHE-ECDSA-{suite}"
+
+
+@pytest.mark.parametrize("suite", ["ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES256-SHA"])
+def test_tls_refuses_cbc(files, suite):
+    context = trusting()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(suite)
+    with pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure"):
+        Client(context, tls_listener(files)).ask(b"hello")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_tls_refuses_1_1(files):
+    context = trusting()
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"):
+        Client(context, tls_listener(files)).ask(b"hello")
+
+
+@pytest.mark.parametrize("latest", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_client_ca_requires_a_certificate_from_it(files, latest):
+    def ask(certificate):
+        context = trusting(certificate)
+        context.maximum_version = latest
+        reactor = tls_listener(files, f":clientCA={files / 'authority.crt'}")
+        return Client(context, reactor).ask(b"hello")
+
+    assert ask(files / "client") == b"hello"
+    for certificate in (None, files / "stranger"):
+        with pytest.raises(ssl.SSLError, match=r"(?i)certificate|unknown.ca|handshake.failure"):
+            ask(certificate)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "more"), [("chain.crt", ""), ("client.crt", ":extraCertChain={}")]
+)
+def test_the_chain_is_sent(files, certificate, more):
+    context = trusting()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(files / "authority.crt")
+    reactor = tls_listener(
+        files, more.format(files / "authority.crt"), key="client", certificate=certificate
+    )
+    client = Client(context, reactor)
+    assert client.ask(b"hello") == b"hello"
+    if hasattr(client.tls, "get_unverified_chain"):  # Python 3.13
+        assert len(client.tls.get_unverified_chain()) == 2
+
+
+def test_the_proxy_header_comes_before_tls(files):
+    reactor = tls_listener(files, kind="haproxy:tls", protocol=Names)
+    header = b"PROXY TCP4 203.0.113.7 203.0.113.1 5555 443\r\n"
+    assert Client(trusting(), reactor, first=header).ask(b"hello") == b"203.0.113.7 hello"
+
+
+# --- what the log says
+
+
+class Port:
+    def __init__(self, address, factory=None):
+        self._address = address
+        self.factory = factory
+
+    def getHost(self):
+        return self._address
+
+
+def test_describe(files):
+    assert endpoints.describe(Port(ADDRESS)) == "http://127.0.0.1:4321"
+    assert endpoints.describe(Port(UNIXAddress("/run/app"))) == "unix:/run/app"
+    everywhere = IPv4Address("TCP", "0.0.0.0", 80)
+    assert endpoints.describe(Port(everywhere)) == "http://localhost:80 (all addresses)"
+    for kind in ("tls", "haproxy:tls"):
+        port = Port(ADDRESS, tls_listener(files, kind=kind).tcpServers[0][1])
+        assert endpoints.describe(port) == "https://127.0.0.1:4321"
+
+
+@pytest.mark.parametrize(
+    ("description", "error", "text"),
+    [
+        (
+            "80",
+            PermissionError(errno.EACCES, "x"),
+            "not permitted for this user (Permission denied)",
+        ),
+        (
+            "tcp:80:interface=192.0.2.1",
+            OSError(errno.EADDRNOTAVAIL, "x"),
+            "this machine has no such address (Cannot assign requested address)",
+        ),
+        ("unix:/x", "Cannot acquire lock", "the socket is taken (Cannot acquire lock)"),
+        (
+            "unix:/x",
+            FileNotFoundError(errno.ENOENT, "x"),
+            "cannot listen (No such file or directory)",
+        ),
+    ],
+)
+def test_listen_error(description, error, text):
+    cannot = CannotListenError("", 80, error)
+    assert endpoints.listen_error(description, cannot, "app-port") == (
+        f"--app-port {description}: {text}"
+    )
+    assert endpoints.listen_error(description, cannot) == f"{description}: {text}"
+
+
+def test_another_error():
+    assert endpoints.listen_error("x", RuntimeError("odd")) == "x: cannot listen (odd)"
+
+
+# --- real sockets
+
+
+class Once(Protocol):
+    """Sends something, and fires with the answer once the connection is closed."""
+
+    def __init__(self, data):
+        self._data = data
+        self._received = b""
+        self.done = Deferred()
+
+    def connectionMade(self):
+        self.transport.write(self._data)
+
+    def dataReceived(self, data):
+        self._received += data
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason):
+        self.done.callback(self._received)
+
+
+def ask(endpoint, data):
+    protocol = Once(data)
+    connected = endpoint.connect(Factory.forProtocol(lambda: protocol))
+    return connected.addCallback(lambda _: protocol.done)
+
+
+class Listening(TestCase):
+    def setUp(self):
+        from twisted.internet import reactor
+
+        self.reactor = reactor
+
+    def listen(self, description, protocol=Echo):
+        listening = endpoints.server_endpoint(self.reactor, description).listen(
+            Factory.forProtocol(protocol)
+        )
+
+        def listens(port):
+            self.addCleanup(port.stopListening)
+            return port
+
+        return listening.addCallback(listens)
+
+    @inlineCallbacks
+    def test_a_number_listens_on_all_addresses(self):
+        port = yield self.listen("0")
+        number = port.getHost().port
+        clients = [TCP4ClientEndpoint(self.reactor, "127.0.0.1", number)]
+        if socket.has_dualstack_ipv6():
+            clients.append(TCP6ClientEndpoint(self.reactor, "::1", number))
+        answers = yield gatherResults([ask(client, b"hello") for client in clients])
+        assert answers == [b"hello"] * len(clients)
+        assert endpoints.describe(port) == f"http://localhost:{number} (all addresses)"
+
+    @inlineCallbacks
+    def test_a_taken_port_is_a_clear_sentence(self):
+        port = yield self.listen("0")
+        number = port.getHost().port
+        for description in (str(number), f"tcp:{number}:interface=127.0.0.1"):
+            error = yield self.assertFailure(self.listen(description), CannotListenError)
+            assert (
+                endpoints.listen_error(description, error, "app-port")
+                == f"--app-port {description}: the port is taken (Address already in use)"
+            )
+
+    @inlineCallbacks
+    def test_a_port_is_free_again_once_it_is_stopped(self):
+        port = yield endpoints.server_endpoint(self.reactor, "0").listen(Factory.forProtocol(Echo))
+        number = port.getHost().port
+        yield port.stopListening()
+        assert (yield self.listen(str(number)))
+
+    @inlineCallbacks
+    def test_one_address_and_unix(self):
+        port = yield self.listen("tcp:0:interface=127.0.0.1")
+        assert endpoints.describe(port) == f"http://127.0.0.1:{port.getHost().port}"
+        directory = TemporaryDirectory()  # its name is short, as that of a socket must be
+        self.addCleanup(directory.cleanup)
+        path = os.path.join(directory.name, "s")
+        port = yield self.listen(f"unix:{path}")
+        assert endpoints.describe(port) == f"unix:{path}"
+        error = yield self.assertFailure(self.listen(f"unix:{path}"), CannotListenError)
+        assert "the socket is taken" in endpoints.listen_error(f"unix:{path}", error)
+
+    @inlineCallbacks
+    def test_the_proxy_header_names_the_client(self):
+        port = yield self.listen("haproxy:0", Names)
+        client = TCP4ClientEndpoint(self.reactor, "127.0.0.1", port.getHost().port)
+        header = b"PROXY TCP4 203.0.113.7 203.0.113.1 5555 80\r\n"
+        answer = yield ask(client, header + b"hello")
+        assert answer == b"203.0.113.7 hello"
