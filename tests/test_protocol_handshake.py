@@ -358,6 +358,14 @@ def test_bad_welcomes(changes: dict[str, Any], reason: str) -> None:
     assert inner.state is State.FAILED
 
 
+def test_a_welcome_names_an_identifier_even_if_we_did_not() -> None:
+    inner, outer = make_inner(identifier=""), make_outer()
+    outer.receive(*until_proof(inner, outer))
+    _, welcome = outer.welcome(tunnel=TUNNEL, max_streams=1000)
+    with pytest.raises(HandshakeError, match="WELCOME is for identifier ''"):
+        inner.receive(WELCOME, repacked(welcome, identifier=""))
+
+
 # --- sizes, types, order
 
 
