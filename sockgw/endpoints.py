@@ -251,8 +251,7 @@ def _tls_context(named: dict[str, str]) -> SSL.Context:
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 KB less for each idle connection
     try:
         context.use_certificate(chain[0])
-        context.use_privatekey(key)
-        context.check_privatekey()
+        context.use_privatekey(key)  # looks whether it is the certificate's
     except SSL.Error:
         raise ValueError(f"the certificate does not belong to the key in {key_file}") from None
     for certificate in chain[1:]:

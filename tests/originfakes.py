@@ -204,6 +204,7 @@ class Bench:
         self.dial_error: Exception | None = None
         self.cancelled = 0
         self.cancellable = True
+        self.closed_at_once = False
 
     @property
     def transport(self) -> Transport:
@@ -236,6 +237,8 @@ class Bench:
         self.transports.append(transport)
         protocol = transport.protocol = factory.buildProtocol(None)
         protocol.makeConnection(transport)
+        if self.closed_at_once:
+            transport.end()
         connecting.callback(protocol)
 
     def request(

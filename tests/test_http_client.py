@@ -1,12 +1,14 @@
 """Requests as they are written, responses as they are read, and how both may go wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
-from originfakes import Bench, Handler
+from originfakes import Bench, Handler, Transport
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.logger import LogEvent, globalLogPublisher
 
 from sockgw.http.client import OriginError
+from sockgw.http.originexchange import MAX_HELD
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers
 
@@ -17,6 +19,14 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[LogEvent]]:
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    yield events
+    globalLogPublisher.removeObserver(events.append)
 
 
 # Requests
@@ -609,7 +619,8 @@ def test_an_exchange_without_a_byte_either_way_fails() -> None:
     assert handler.code is StreamCode.IDLE_TIMEOUT
     assert bench.transport.closing == "abortConnection"
     bench.transport.end()
-    assert not bench.clock.getDelayedCalls() or bench.turn(1) or not bench.clock.getDelayedCalls()
+    bench.turn(1)
+    assert bench.clock.getDelayedCalls() == []
 
 
 def test_draining_is_life() -> None:
@@ -709,20 +720,54 @@ def test_a_dial_that_fails_at_once_fails_after_request_has_returned() -> None:
     assert handler.code is StreamCode.NOT_ALLOWED
 
 
-def test_an_error_that_the_dialler_should_not_raise() -> None:
+def test_an_error_that_the_dialler_should_not_raise(logged: list[LogEvent]) -> None:
     bench = Bench(dial_at_once=False)
     handler = bench.request()
     bench.answer_dial(ZeroDivisionError("secret"))
     bench.turn()
     assert handler.failure == (StreamCode.INTERNAL_ERROR, "dialling failed")
+    assert logged[0]["log_failure"].check(ZeroDivisionError)
 
 
-def test_abort_cancels_the_dial() -> None:
+def test_a_handler_that_raises_when_the_dial_is_done(
+    logged: list[LogEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("originfakes.HIGH_WATER", 1_000_000)
+    bench = Bench(dial_at_once=False)
+    handler = Handler()
+    handler.hooks["request_drained"] = lambda: 1 // 0
+    bench.request("POST", complete=False, handler=handler)
+    handler.exchange.write(b"x" * MAX_HELD)
+    bench.answer_dial()
+    assert handler.drains == 1
+    assert logged[0]["log_failure"].check(ZeroDivisionError)
+
+
+def test_a_connection_that_is_closed_when_the_dial_is_done() -> None:
+    bench = Bench(dial_at_once=False)
+    handler = bench.request()
+    bench.closed_at_once = True
+    bench.answer_dial()
+    bench.turn()
+    assert handler.code is StreamCode.ORIGIN_CLOSED
+
+
+def test_bytes_before_the_dial_is_done_cost_the_connection() -> None:
+    bench = Bench()
+    protocol = bench.pool._factory.buildProtocol(None)
+    transport = Transport()
+    protocol.makeConnection(transport)
+    protocol.dataReceived(OK)
+    assert transport.closing == "abortConnection"
+
+
+def test_abort_cancels_the_dial(logged: list[LogEvent]) -> None:
     bench = Bench(dial_at_once=False)
     handler = bench.request()
     handler.abort()
     bench.turn()
     assert bench.cancelled == 1
+    assert logged == []
 
 
 def test_abort_between_the_failed_dial_and_its_report() -> None:

@@ -310,12 +310,12 @@ def test_closing_ends_everything() -> None:
     assert dialling.code is StreamCode.CANCELLED
     assert bench.cancelled == 1
     assert {transport.closing for transport in bench.transports} == {"abortConnection"}
+    late = bench.request()
     for transport in bench.transports:
         assert not fired(closed)
         transport.end()
     assert fired(closed)
     assert bench.pool.close() is closed
-    late = bench.request()
     assert not late.over
     bench.turn()
     assert late.code is StreamCode.REFUSED

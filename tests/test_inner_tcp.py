@@ -36,6 +36,16 @@ class TCPEndpointTests(SynchronousTestCase):
         self.successResultOf(connecting)
         assert memory.getDelayedCalls() == []
 
+    def test_next_address_at_once_while_another_is_still_tried(self) -> None:
+        memory = Reactor(NAME)
+        connecting = TCPEndpoint(memory, "name", 80).connect(FACTORY)
+        memory.advance(0.25)
+        memory.fail(1, ConnectionRefusedError())
+        assert [host for host, _ in memory.dialled] == NAME
+        memory.succeed(0)
+        self.successResultOf(connecting)
+        assert memory.connectors[2].stoppedConnecting
+
     def test_next_address_after_a_moment_and_the_first_to_connect_wins(self) -> None:
         memory = Reactor(NAME)
         connecting = TCPEndpoint(memory, "name", 80).connect(FACTORY)

@@ -197,7 +197,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         client_context([str(junk)])
     with pytest.raises(ValueError, match=r"junk: does not hold a certificate"):
         client_context(certificate=str(junk), private_key=key)
-    with pytest.raises(ValueError, match=r"two.key: does not hold .* key"):
+    with pytest.raises(ValueError, match=r"two.key: does not hold the key of .*one.crt"):
         client_context(certificate=certificate, private_key=other_key)
     with pytest.raises(ValueError, match=r"locked: does not hold an unencrypted private key"):
         client_context(certificate=certificate, private_key=str(locked))

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.application import service
 from twisted.application.app import AppLogger
@@ -83,6 +83,7 @@ def test_debug_events_are_left_out(format: str) -> None:
 
 
 @given(st.text())
+@example("\u2028\u2029\u202e\x85\x1b\r\n\ud800")
 def test_no_text_forges_a_line_or_commands_a_terminal(text: str) -> None:
     log, stream = logger("text")
     log.info("refused {text}", text=text)

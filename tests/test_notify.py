@@ -57,7 +57,7 @@ def test_states(manager: Manager, environ: dict[str, str], clock: Clock) -> None
     assert stopping == "STOPPING=1"
     kind, monotonic = reloading.split("\n")
     assert kind == "RELOADING=1"
-    assert 0 < int(monotonic.removeprefix("MONOTONIC_USEC="))
+    assert int(monotonic.removeprefix("MONOTONIC_USEC=")) > 0
     assert not clock.getDelayedCalls()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
@@ -139,6 +139,9 @@ GRAMMAR = re.compile(
 
 
 @given(HOSTILE)
+@example(PLAIN._replace(user_agent=b"\\"))
+@example(PLAIN._replace(referer=b'"'))
+@example(PLAIN._replace(outcome="\ud800 "))
 def test_a_record_is_one_line_that_keeps_its_fields(entry: Entry) -> None:
     line = accesslog._as_text(entry)
     assert line.isascii()

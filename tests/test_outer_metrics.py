@@ -86,6 +86,8 @@ def test_counts_of_a_tunnel_outlive_it(metrics: Metrics) -> None:
     assert counts() == [11, 22, 3]
     live[0] = (5, 5, 5)
     assert counts() == [15, 25, 8]
+    metrics.tunnel_ended(*live.pop(0))
+    assert counts() == [15, 25, 8]
 
 
 @pytest.mark.parametrize(

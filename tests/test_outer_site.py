@@ -350,6 +350,10 @@ def test_junk_is_answered_or_dropped_within_the_deadline(parts: list[bytes]) -> 
     assert port.site.connections == 0
 
 
+def test_empty_lines_before_a_request(port: Port) -> None:
+    assert ask(port, b"\r\n\r\n" + GET % b"/healthz")[0] == 200
+
+
 def test_a_head_that_drips_in(port: Port) -> None:
     connection = port.connect()
     connection.send(b"GET / HTTP/1.1\r\n")
@@ -363,6 +367,15 @@ def test_a_head_that_drips_in(port: Port) -> None:
 
 def test_a_client_that_says_nothing(port: Port) -> None:
     connection = port.connect()
+    port.clock.advance(HEAD_TIMEOUT)
+    assert connection.aborted
+
+
+def test_a_client_that_does_not_take_its_last_answer(port: Port) -> None:
+    connection = port.connect()
+    connection.send(b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert connection.statuses == [200]
+    assert connection.closed
     port.clock.advance(HEAD_TIMEOUT)
     assert connection.aborted
 

@@ -166,9 +166,6 @@ class OriginPool:
 
     def dial(self, exchange: OriginExchange) -> None:
         """Get a new connection for the exchange."""
-        if self._closed is not None:
-            self._fail_later(exchange, StreamCode.REFUSED, "shutting down")
-            return
         self._dialling.add(exchange)
         exchange.dialling = dialling = maybeDeferred(self._connect, exchange.origin)
         dialling.addCallbacks(
@@ -196,6 +193,8 @@ class OriginPool:
         self._dialling.discard(exchange)
         if exchange.dialling is None:
             connection.drop()  # aborted meanwhile, and the dialler would not be cancelled
+        elif connection.closed:
+            self._fail_later(exchange, StreamCode.ORIGIN_CLOSED, "closed before the request")
         else:
             exchange.dialling = None
             connection.origin = exchange.origin

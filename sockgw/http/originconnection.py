@@ -103,11 +103,11 @@ class OriginConnection:
         "_reason",
         "_state",
         "_trailers",
-        "transport",
         "_until_close",
         "deadline",
         "idle_since",
         "origin",
+        "transport",
     )
 
     origin: Origin

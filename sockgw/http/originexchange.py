@@ -190,9 +190,6 @@ class OriginExchange:
 
     def connected(self, connection: OriginConnection) -> None:
         """The dialled connection is there: send what was held."""
-        if connection.closed:
-            self.fail(StreamCode.ORIGIN_CLOSED, "connection closed before the request")
-            return
         held, self.held = self.held, None
         self.attach(connection)
         congested, self.congested = self.congested, False

@@ -59,6 +59,7 @@ class RequestReader:
         "_replaying",
         "_request_line",
         "_target",
+        "_uncounted",
         "_upgrading",
         "ended",
         "head",
@@ -94,6 +95,7 @@ class RequestReader:
         self._excess = 0  # bytes that chunks cost beyond measure
         self._upgrading = False  # llhttp took a head for the end of HTTP
         self._replaying = False  # and is being told otherwise
+        self._uncounted = 0  # bytes that a head may have beyond head_size
         self._error: HttpError | None = None
         #: The request whose body is coming in.
         self.receiving: IncomingRequest | None = None
@@ -121,9 +123,8 @@ class RequestReader:
         before = receiving.bytes_received if receiving is not None else 0
         self._chunks = 0
         self._piece = piece
-        # Where in a piece a request ends is not known, so a head that begins within a piece is
-        # counted from the next one on: on_message_complete sets this to zero. When it is complete
-        # its size is judged exactly.
+        # Where in a piece a request ends is not known. So a head that begins within a piece is
+        # counted from the next one on, and what it may have had before is kept apart.
         self.head_size += size
         try:
             self._parser.feed_data(piece)
@@ -214,7 +215,7 @@ class RequestReader:
         self.head = head = RequestHead(method, target, headers)
         piece = self._piece
         limit = self._max_header_size
-        if self.head_size > limit or len(piece) > limit:
+        if self.head_size + self._uncounted > limit:  # it may be too large: let us see
             size = len(method) + len(target) + len(b"  HTTP/1.1\r\n\r\n") + _size(headers)
             if size > limit:
                 raise self._head_too_large()
@@ -267,6 +268,7 @@ class RequestReader:
         self.receiving = None
         self.head = None
         self.head_size = 0
+        self._uncounted = len(self._piece)
         self._target = b""
 
 

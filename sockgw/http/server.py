@@ -119,6 +119,7 @@ class ClientConnection(Protocol):
         self._deadlines = deadlines
         self._limits = limits
         self._admitted = False
+        self._registered = False
 
         self._reader = RequestReader(
             self._begin, limits.max_header_size, limits.max_header_count, limits.max_body_size
@@ -154,6 +155,7 @@ class ClientConnection(Protocol):
         self._admitted = True
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
+        self._registered = True
         transport.registerProducer(self, True)
         self.deadline = self._deadlines.after(self._limits.head_timeout)
         self._deadlines.watch(self)
@@ -180,8 +182,8 @@ class ClientConnection(Protocol):
         """
         self._half_closed = self._deaf = self._leaving = True
         if self._closing:
-            self._awaited = Awaited.CLOSING
-            self.transport.loseConnection()
+            if self._awaited is not Awaited.CLOSING:
+                self._lose()
             return
         unfinished = self._reader.receiving
         if unfinished is not None:
@@ -224,6 +226,9 @@ class ClientConnection(Protocol):
         if not self.congested:
             return
         self.congested = False
+        if self._closing:
+            self._linger()
+            return
         self._unanswered = None  # the client reads
         exchange = self._active
         if exchange is not None and not exchange._over:
@@ -293,9 +298,7 @@ class ClientConnection(Protocol):
             else:
                 self.deadline = self._deadlines.after(self._limits.half_close_timeout)
         elif awaited is Awaited.SURPLUS:
-            self._awaited = Awaited.CLOSING
-            self.deadline = self._deadlines.after(self._limits.idle_timeout)
-            self.transport.loseConnection()
+            self._lose()
         else:
             self._reset()
 
@@ -512,28 +515,37 @@ class ClientConnection(Protocol):
         if self._closing:
             return
         self._stop()
-        transport = self.transport
-        limits = self._limits
         if not linger or self._half_closed:
-            self._awaited = Awaited.CLOSING
-            self.deadline = self._deadlines.after(limits.idle_timeout)
-            transport.loseConnection()
+            self._lose()
             return
-        self._awaited = Awaited.SURPLUS
-        self.deadline = self._deadlines.after(
-            limits.idle_timeout if self.congested else limits.linger_timeout
-        )
         if not self._reading:
+            # Some clients read nothing before they have sent everything.
             self._reading = True
-            transport.resumeProducing()
+            self.transport.resumeProducing()
+        if self.congested:
+            self._awaited = Awaited.READER
+            self.deadline = self._deadlines.after(self._limits.idle_timeout)
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        self._unregister()
+        self._awaited = Awaited.SURPLUS
+        self.deadline = self._deadlines.after(self._limits.linger_timeout)
         # Twisted's TLS would half-close the TCP below it, without a close-notify.
-        if not self.secure and IHalfCloseableDescriptor.providedBy(transport):
+        if not self.secure and IHalfCloseableDescriptor.providedBy(self.transport):
             self.transport.loseWriteConnection()
+
+    def _lose(self) -> None:
+        self._unregister()
+        self._awaited = Awaited.CLOSING
+        self.deadline = self._deadlines.after(self._limits.idle_timeout)
+        self.transport.loseConnection()
 
     def _reset(self) -> None:
         """Cut the connection off: RST, and what was not sent yet is lost."""
-        if not self._closing:
-            self._stop()
+        self._stop()
+        self._unregister()
         self._awaited = Awaited.NOTHING
         self.deadline = None
         self.transport.abortConnection()
@@ -543,7 +555,11 @@ class ClientConnection(Protocol):
         self._waiting.clear()
         self._held = b""
         self._refusal = None
-        self.transport.unregisterProducer()
+
+    def _unregister(self) -> None:
+        if self._registered:
+            self._registered = False
+            self.transport.unregisterProducer()
 
 
 def _address(address: IAddress) -> tuple[str, int]:

@@ -142,9 +142,8 @@ class AllowList:
 
 
 def _normalise(host: str) -> str:
-    """Return a name or address in lower case, without brackets, zone or final dot."""
-    host = host.removeprefix("[").removesuffix("]").partition("%")[0]
-    return host.removesuffix(".").lower()
+    """Return a name or address in lower case, without brackets or final dot."""
+    return host.removeprefix("[").removesuffix("]").removesuffix(".").lower()
 
 
 def _unmapped(address: _Address) -> _Address:

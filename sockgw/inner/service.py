@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from twisted.logger import Logger
-from twisted.python.usage import Options
 
-from sockgw.config import load
+from sockgw.config import ConfigError
 from sockgw.daemon import Daemon
 from sockgw.deadlines import Deadlines
 from sockgw.http.client import Origin, OriginPool
@@ -21,20 +19,22 @@ from sockgw.inner.dial import Dialler
 from sockgw.inner.forwarder import Forwarder
 from sockgw.inner.outerlayer import OuterLayer
 from sockgw.keys import UnusableKey, load_private_key
+from sockgw.options import RoleOptions
 from sockgw.tunnel.carrier import FAST_MASKING
-from sockgw.yamlfile import ConfigError
 
 __all__ = ["InnerService", "make_service"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def make_service(options: Options) -> InnerService:
-    """Return the service for these options (an InnerOptions). Raises UsageError."""
+def make_service(options: RoleOptions) -> InnerService:
+    """Return the service for these options; what is wrong ends the process with one sentence."""
     from twisted.internet import reactor
 
-    config = load(InnerConfig, options, os.environ)
-    return InnerService(config, reactor, getattr(options, "parent", None))
+    try:
+        return InnerService(cast(InnerConfig, options.config), reactor, options.parent)
+    except (ConfigError, OSError) as error:
+        raise SystemExit(f"sockgw-inner: {error}") from None
 
 
 class InnerService(Daemon):

@@ -76,21 +76,21 @@ def client_context(
         _load(file, "certificates of authorities", context.load_verify_locations)
     if certificate and private_key:
         _load(certificate, "a certificate", context.use_certificate_chain_file)
-        _load(private_key, "an unencrypted private key", lambda file: _use_key(context, file))
-        _load(private_key, f"the key of {certificate}", lambda _: context.check_privatekey())
+        # Not OpenSSL's own way, which would ask for a passphrase on the terminal.
+        key = _load(private_key, "an unencrypted private key", _read_key)
+        _load(private_key, f"the key of {certificate}", lambda _: context.use_privatekey(key))
     return context
 
 
-def _use_key(context: SSL.Context, file: str) -> None:
-    # Not OpenSSL's own way, which would ask for a passphrase on the terminal.
-    context.use_privatekey(load_pem_private_key(Path(file).read_bytes(), None))  # type: ignore[arg-type]
+def _read_key(file: str) -> Any:
+    return load_pem_private_key(Path(file).read_bytes(), None)
 
 
-def _load(file: str, content: str, load: Callable[[str], object]) -> None:
+def _load(file: str, content: str, load: Callable[[str], Any]) -> Any:
     try:
         # OpenSSL tells missing files and missing permissions from each other by number only.
         Path(file).open("rb").close()
-        load(file)
+        return load(file)
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
     except (SSL.Error, ValueError, TypeError, UnsupportedAlgorithm):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
-from twisted.python.usage import Options
 
-from sockgw.config import load
+from sockgw.config import ConfigError
 from sockgw.daemon import Daemon
 from sockgw.deadlines import Deadlines
 from sockgw.endpoints import describe
@@ -19,6 +17,7 @@ from sockgw.http.forwarded import Forwarding
 from sockgw.http.networks import Networks
 from sockgw.http.server import ClientFactory, ServerLimits
 from sockgw.keys import fingerprint_text
+from sockgw.options import RoleOptions
 from sockgw.outer.accesslog import AccessLog
 from sockgw.outer.admin import TargetView, TunnelView
 from sockgw.outer.admission import Admission
@@ -41,12 +40,14 @@ _SPARE_CONNECTIONS = 1_000
 __all__ = ["OuterService", "make_service"]
 
 
-def make_service(options: Options) -> OuterService:
-    """Return the service for these options (an OuterOptions). Raises UsageError."""
+def make_service(options: RoleOptions) -> OuterService:
+    """Return the service for these options; what is wrong ends the process with one sentence."""
     from twisted.internet import reactor
 
-    config = load(OuterConfig, options, os.environ)
-    return OuterService(config, reactor, getattr(options, "parent", None))
+    try:
+        return OuterService(cast(OuterConfig, options.config), reactor, options.parent)
+    except (ConfigError, OSError) as error:
+        raise SystemExit(f"sockgw-outer: {error}") from None
 
 
 class OuterService(Daemon):

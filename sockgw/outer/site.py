@@ -24,7 +24,6 @@ import httptools
 from prometheus_client import CollectorRegistry, Metric
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource, Resource
@@ -173,17 +172,16 @@ class _Channel(HTTPChannel):
         """The WebSocket has the connection; see that it is counted until its end."""
         wire = self._wire
         self._closing = True
-        successor: Any = (
-            wire.wrappedProtocol if isinstance(wire, ProtocolWrapper) else wire.protocol
-        )
+        # Of the TCP connection itself, also through wrappers such as TLS, which pass it on.
+        owner: Any = wire.protocol
         site = self.site
-        connection_lost: Callable[..., None] = successor.connectionLost
+        connection_lost: Callable[..., None] = owner.connectionLost
 
         def connectionLost(*reason: Failure) -> None:
             site.connections -= 1
             connection_lost(*reason)
 
-        successor.connectionLost = connectionLost
+        owner.connectionLost = connectionLost
         if self._received:
             # RFC 6455, section 4.1: a client waits for the answer. These bytes would be lost.
             wire.abortConnection()

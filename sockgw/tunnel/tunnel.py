@@ -200,8 +200,8 @@ class Tunnel:
 
     def _judge(self) -> None:
         if self._heard < self._pinged:
-            self._carrier.abort()
             self._end(f"no sign of life for {self._ping_timeout:g} s after a ping")
+            self._carrier.abort()
             return
         rest = max(self._ping_interval - self._ping_timeout, 0)
         self._timer = self._clock.callLater(rest, self._ping)
