@@ -1,6 +1,7 @@
 """The targets file: its format, its errors, finding a host, and living with changes on disk."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -315,7 +316,9 @@ def test_iteration_and_length() -> None:
 
 class TargetsFileTests(TestCase):
     def setUp(self) -> None:
-        self.path = Path(self.mktemp())
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name) / "targets.yaml"
         self.clock = Clock()
         self.changes: list[Targets] = []
         self.events: list[LogEvent] = []

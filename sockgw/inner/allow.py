@@ -193,7 +193,7 @@ def _split(entry: str, text: str) -> tuple[str, str | None]:
 def _pattern(host: str, text: str) -> str | _Network:
     if "/" in host or ":" in host or _NUMERIC.fullmatch(host.lower()):
         try:
-            return _unmapped_network(ip_network(host.partition("%")[0]))
+            return _unmapped_network(ip_network(host))
         except ValueError as error:
             raise ValueError(f"{text!r}: {error}") from None
     name = host.removesuffix(".").lower()

@@ -3,30 +3,20 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import (  # type: ignore[attr-defined]
-    proxy_bypass_environment,
-)
 
 from sockgw.config import Config, ConfigError, setting
 from sockgw.inner.allow import AllowList
+from sockgw.inner.proxy import proxy_for
+from sockgw.inner.tcp import is_loopback
 from sockgw.keys import check_identifier
 from sockgw.options import make_options
 from sockgw.values import count, milliseconds, one_of, pair, path, url, yes_no
 
-__all__ = ["InnerConfig", "InnerOptions", "is_loopback"]
+__all__ = ["InnerConfig", "InnerOptions"]
 
-_proxy_url = url("http", with_password=True)
-
-
-def is_loopback(hostname: str) -> bool:
-    """Whether a URL's host is this machine, whatever a name server says."""
-    try:
-        return ip_address(hostname).is_loopback
-    except ValueError:
-        return hostname.lower().removesuffix(".") == "localhost"
+_proxy_url = url("http", "https", with_password=True)
 
 
 def _identifier(value: str) -> str:
@@ -39,9 +29,9 @@ def _identifier(value: str) -> str:
 def _allowed(value: str) -> str:
     try:
         AllowList.parse([value])
-    except ValueError:
+    except ValueError as error:
         raise ConfigError(
-            "is not known",
+            f"cannot be used: {error}",
             expected="HOST[:PORT], *.DOMAIN[:PORT], ADDRESS[:PORT] or NETWORK such as 10.0.0.0/8",
         ) from None
     return value
@@ -217,25 +207,19 @@ class InnerConfig(Config):
 
 def _proxy_from(environ: Mapping[str, str], outer_layer: str) -> str:
     """Return the proxy that the usual variables name for that URL, or an empty string."""
-    parts = urlsplit(outer_layer)
-    host = parts.hostname or ""
-    if is_loopback(host):
+    value = proxy_for(outer_layer, None, environ)
+    if value is None:
         return ""
-    names = (
-        ("HTTPS_PROXY", "https_proxy") if parts.scheme == "wss" else ("HTTP_PROXY", "http_proxy")
-    )
-    name = next((name for name in names if environ.get(name)), None)
-    exceptions = environ.get("NO_PROXY") or environ.get("no_proxy") or ""
-    if name is None or proxy_bypass_environment(parts.netloc, {"no": exceptions}):
-        return ""
-    value = environ[name]
     # Many write HOST:PORT alone.
-    value = value if re.match(r"[a-z0-9+.-]+://", value, re.IGNORECASE) else f"http://{value}"
+    if not re.match(r"[a-z0-9+.-]+://", value, re.IGNORECASE):
+        value = f"http://{value}"
     try:
         return _proxy_url(value)
     except ConfigError as error:
         raise ConfigError(
-            f"the value {error.problem}", option=name, expected=error.expected
+            f"the proxy of the environment {error.problem}",
+            option="HTTPS_PROXY" if outer_layer.startswith("wss:") else "HTTP_PROXY",
+            expected=error.expected,
         ) from None
 
 

@@ -50,10 +50,10 @@ class InnerService(Daemon):
         except UnusableKey as error:
             raise ConfigError(str(error), option="private-key", value=config.private_key) from error
         services = {name: _origin(url) for name, url in config.service.items()}
-        self._allow = _allow_list(config, services)
         self._key = key
         self._deadlines = Deadlines(reactor)
         try:
+            self._allow = _allow_list(config, services)
             dialler = Dialler(reactor, self._allow, config.target_ca, config.connect_timeout)
             outer_layer = OuterLayer.parse(
                 config.outer_layer,
