@@ -28,6 +28,7 @@ from sockgw.protocol.handshake import (
     Authenticated,
     HandshakeError,
     OuterHandshake,
+    Refused,
     State,
     Verifier,
     host_name,
@@ -104,7 +105,7 @@ class Admission:
 
     def failed(self, carrier: Carrier, error: HandshakeError) -> None:
         """The peer is not let in."""
-        self._metrics.handshake_failed(error.reason)
+        self._metrics.handshake_failed(error.kind)
         self._log.warn(
             "inner layer refused: {reason} address={address} key={key}",
             reason=error.reason,
@@ -116,6 +117,7 @@ class Admission:
     def admit(self, carrier: Carrier, handshake: OuterHandshake, known: Authenticated) -> None:
         """The peer has proved who it is."""
         if self._registry.full:
+            self._metrics.handshake_failed(Refused.LIMIT)
             self._log.error(
                 "inner layer {identifier} turned away: max-tunnels is reached address={address}",
                 identifier=known.identifier,
@@ -207,7 +209,7 @@ class _Greeting:
 
     def closed(self, reason: str, refused: bool) -> None:
         if self._timer.active():
-            self._fail(HandshakeError("the peer went away during the handshake"))
+            self._fail(HandshakeError("the peer went away during the handshake", kind=Refused.LEFT))
 
     def _expired(self) -> None:
         self._fail(self._handshake.expire())

@@ -20,7 +20,9 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-__all__ = ["HANDSHAKE_FAILURES", "Metrics", "TunnelCount"]
+from sockgw.protocol.handshake import Refused
+
+__all__ = ["Metrics", "TunnelCount"]
 
 # Upper bounds in seconds: from a hop on loopback to the default timeout of a first byte.
 _BUCKETS = (
@@ -45,23 +47,6 @@ _BOUNDS = tuple(str(bound) for bound in _BUCKETS) + ("+Inf",)
 # Names of targets seen since the start. Only a targets file that is rewritten again and again comes
 # near; requests for further names count under "-".
 _MAX_TARGETS = 20_000
-
-# How the sentences begin that tell the operator why, and the label of each.
-_FAILURES = {
-    "unknown key": "key",
-    "wrong signature": "signature",
-    "dialled": "host",
-    "identifier": "identifier",
-    "speaks versions": "version",
-    "no HELLO in time": "timeout",
-    "challenge expired": "timeout",
-    "the peer went away": "left",
-    "max-tunnels": "limit",
-}
-_MALFORMED = "malformed"  # all others
-
-HANDSHAKE_FAILURES = frozenset((*_FAILURES.values(), _MALFORMED))
-"""The labels for why inner layers are turned away."""
 
 
 class _Target:
@@ -93,7 +78,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._targets: dict[str, _Target] = {}
-        self._handshake_failures = dict.fromkeys(sorted(HANDSHAKE_FAILURES), 0)
+        self._handshake_failures = dict.fromkeys(Refused, 0)
         self._ended: TunnelCount = (0, 0, 0)
         #: Open streams, connections of clients, and tunnels by identifier.
         self.gauge_streams: Callable[[], int] = _nothing
@@ -130,10 +115,9 @@ class Metrics:
         """Keep the counts of a tunnel that no longer stands."""
         self._ended = _sum(self._ended, (bytes_in, bytes_out, stalls))
 
-    def handshake_failed(self, reason: str) -> None:
-        """Count an inner layer turned away, by the reason that the log gives."""
-        labels = (label for start, label in _FAILURES.items() if reason.startswith(start))
-        self._handshake_failures[next(labels, _MALFORMED)] += 1
+    def handshake_failed(self, kind: Refused) -> None:
+        """Count an inner layer turned away."""
+        self._handshake_failures[kind] += 1
 
     def _new_target(self, name: str) -> _Target:
         if len(self._targets) >= _MAX_TARGETS:
@@ -190,8 +174,8 @@ class Metrics:
         failures = CounterMetricFamily(
             "sockgw_handshake_failures", "Inner layers turned away.", labels=["reason"]
         )
-        for reason, count in self._handshake_failures.items():
-            failures.add_metric([reason], count)
+        for kind, count in self._handshake_failures.items():
+            failures.add_metric([kind.value], count)
         yield failures
 
 

@@ -22,7 +22,7 @@ raised: close the carrier, tell the peer nothing, log the reason.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, auto, unique
 from typing import Any, Final, Protocol
 
 import msgpack
@@ -43,6 +43,7 @@ __all__ = [
     "HandshakeError",
     "InnerHandshake",
     "OuterHandshake",
+    "Refused",
     "State",
     "Verifier",
     "Welcome",
@@ -82,6 +83,21 @@ _NO_BINDING = "none"
 _CONTEXT = b"sockgw.1 inner layer\0"
 
 
+@unique
+class Refused(Enum):
+    """What kind of thing was wrong with a handshake; the value is its label in metrics."""
+
+    MALFORMED = "malformed"
+    VERSION = "version"
+    KEY = "key"  #: unknown
+    SIGNATURE = "signature"
+    HOST = "host"
+    IDENTIFIER = "identifier"
+    TIMEOUT = "timeout"
+    LEFT = "left"  #: the peer went away before the end
+    LIMIT = "limit"  #: no fault of the peer's: there are too many
+
+
 class HandshakeError(RemoteError):
     """The peer is not let in.
 
@@ -89,8 +105,14 @@ class HandshakeError(RemoteError):
     the key that the peer claimed to have (32 bytes), or None before it named one.
     """
 
-    def __init__(self, reason: str, fingerprint: bytes | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        fingerprint: bytes | None = None,
+        kind: Refused = Refused.MALFORMED,
+    ) -> None:
         super().__init__(reason)
+        self.kind = kind
         self.reason = reason
         self.fingerprint = fingerprint
 
@@ -219,7 +241,7 @@ class _Side:
         """Time is up: refuse whatever still comes, and return the error to treat as raised."""
         reason = _LATE.get(self.state, f"expired in state {self.state.name}")
         self.state = State.FAILED
-        return HandshakeError(reason)
+        return HandshakeError(reason, kind=Refused.TIMEOUT)
 
 
 class OuterHandshake(_Side):
@@ -271,7 +293,9 @@ class OuterHandshake(_Side):
         hello.texts("capabilities", _MAX_CAPABILITY)  # none is defined yet
         common = set(versions).intersection(VERSIONS)
         if not common:
-            raise HandshakeError(f"speaks versions {list(versions)}, not {list(VERSIONS)}")
+            raise HandshakeError(
+                f"speaks versions {list(versions)}, not {list(VERSIONS)}", kind=Refused.VERSION
+            )
         self._version = max(common)
         self._hello = payload
         self._challenge = _pack(
@@ -298,14 +322,18 @@ class OuterHandshake(_Side):
         known = self._lookup(fingerprint)
         genuine = (self._decoy if known is None else known).verify(message, signature)
         if known is None:
-            raise HandshakeError("unknown key", fingerprint)
+            raise HandshakeError("unknown key", fingerprint, Refused.KEY)
         if not genuine:
-            raise HandshakeError("wrong signature", fingerprint)
+            raise HandshakeError("wrong signature", fingerprint, Refused.SIGNATURE)
         # From here on the peer is who it says, and the reasons can be believed.
         if host not in self._hosts:
-            raise HandshakeError(f"dialled {host!r}, which is not our name", fingerprint)
+            raise HandshakeError(
+                f"dialled {host!r}, which is not our name", fingerprint, Refused.HOST
+            )
         if not known.identifiers or (identifier and identifier not in known.identifiers):
-            raise HandshakeError(f"identifier {identifier!r} is not of its key", fingerprint)
+            raise HandshakeError(
+                f"identifier {identifier!r} is not of its key", fingerprint, Refused.IDENTIFIER
+            )
         self._identifier = identifier or known.identifiers[0]
         return Authenticated(fingerprint, self._identifier, self._version, self._agent)
 
