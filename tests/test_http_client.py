@@ -623,6 +623,35 @@ def test_an_exchange_without_a_byte_either_way_fails() -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
+@pytest.mark.parametrize("reused", [False, True])
+def test_time_runs_from_the_last_byte_of_the_request(reused: bool) -> None:
+    bench = Bench(idle_timeout=30, keep_alive=5)
+    if reused:
+        bench.request()
+        bench.transport.receive(OK)
+    handler = bench.request("PUT", complete=False)
+    assert handler.exchange.reused is reused
+    bench.turn(29)
+    handler.exchange.write(b"x")
+    bench.turn(29)
+    assert not handler.over
+    bench.turn(2)
+    assert handler.code is StreamCode.IDLE_TIMEOUT
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_time_runs_for_a_request_without_a_body(reused: bool) -> None:
+    bench = Bench(idle_timeout=30, keep_alive=5)
+    if reused:
+        bench.request()
+        bench.transport.receive(OK)
+    handler = bench.request()
+    bench.turn(29)
+    assert not handler.over
+    bench.turn(2)
+    assert handler.code is StreamCode.IDLE_TIMEOUT
+
+
 def test_draining_is_life() -> None:
     bench = Bench(idle_timeout=10)
     handler = bench.request("POST", complete=False)

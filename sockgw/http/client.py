@@ -191,27 +191,27 @@ class OriginPool:
     def _connected(self, protocol: IProtocol, exchange: OriginExchange) -> None:
         connection = cast(OriginConnection, protocol)
         self._dialling.discard(exchange)
-        if exchange.dialling is None:
+        dialling, exchange.dialling = exchange.dialling, None
+        if dialling is None:
             connection.drop()  # aborted meanwhile, and the dialler would not be cancelled
         elif connection.closed:
             self._fail_later(exchange, StreamCode.ORIGIN_CLOSED, "closed before the request")
         else:
-            exchange.dialling = None
             connection.origin = exchange.origin
             exchange.connected(connection)
         self._check_closed()
 
     def _not_connected(self, failure: Failure, exchange: OriginExchange) -> None:
         self._dialling.discard(exchange)
+        dialling, exchange.dialling = exchange.dialling, None
         error = failure.value
-        if exchange.dialling is None:
+        if dialling is None:
             pass  # aborted, so cancelled
         elif isinstance(error, OriginError):
             self._fail_later(exchange, error.code, error.detail)
         else:
             self._log.failure("Dialling {origin} failed", failure, origin=exchange.origin)
             self._fail_later(exchange, StreamCode.INTERNAL_ERROR, "dialling failed")
-        exchange.dialling = None
         self._check_closed()
 
     def _log_error(self, failure: Failure) -> None:

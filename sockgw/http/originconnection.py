@@ -18,11 +18,7 @@ from httptools import (
     HttpResponseParser,
 )
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import (
-    IProtocol,
-    IPushProducer,
-    ITransport,
-)
+from twisted.internet.interfaces import IProtocol, IPushProducer, ITransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -81,6 +77,9 @@ class _State(Enum):
     CLOSED = auto()
 
 
+_IDLE, _HEAD, _BODY, _DONE, _CLOSED = _State
+
+
 @implementer(IProtocol, IPushProducer)
 class OriginConnection:
     """HTTP/1.1 over one transport, one exchange at a time, without pipelining."""
@@ -91,6 +90,7 @@ class OriginConnection:
         "_at_head",
         "_deadlines",
         "_exchange",
+        "_fed",
         "_headers",
         "_idle_timeout",
         "_informed",
@@ -118,12 +118,13 @@ class OriginConnection:
         self._deadlines = pool.deadlines
         self._idle_timeout = pool.idle_timeout
         self._exchange: OriginExchange | None = None
-        self._state = _State.IDLE
+        self._state = _IDLE
         self._parser = HttpResponseParser(self)
         self._headers: Headers = []  # of the section that is being read
         self._trailers: Headers = []
         self._reason = b""
         self._pending = 0  # bytes fed since the last that had an outcome
+        self._fed = 0  # the same before what is being fed now has had any
         self._informed = 0
         self._at_head = False  # the answer to HEAD: the parser expects a body that never comes
         self._keep_alive = False
@@ -153,17 +154,17 @@ class OriginConnection:
             return
         exchange.held = None  # with its first byte the origin has taken the request
         self._touch()
-        self._pending += len(data)
+        self._pending = self._fed = self._pending + len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError:
             self._log.failure("An origin's response was not taken")
             exchange.fail(StreamCode.INTERNAL_ERROR, "response not taken")
         except (HttpParserError, HttpParserUpgrade) as error:
-            if self._state is not _State.DONE:
+            if self._state is not _DONE:
                 exchange.fail(StreamCode.ORIGIN_MALFORMED, str(error))
             self._leftover = True
-        if self._state is _State.DONE:
+        if self._state is _DONE:
             # The parser calls nothing for a part of a chunk-size line, which never ends in LF.
             if self._at_head and not data.endswith(b"\n"):
                 self._leftover = True
@@ -173,16 +174,16 @@ class OriginConnection:
             exchange.fail(StreamCode.TOO_LARGE, "too many bytes in a head or a chunk extension")
 
     def connectionLost(self, reason: Failure) -> None:
-        state, self._state = self._state, _State.CLOSED
+        state, self._state = self._state, _CLOSED
         exchange, self._exchange = self._exchange, None
         self.deadline = None
         self._pool.lost(self)
         if exchange is None or exchange.retry():
             return
-        if state is _State.BODY and self._until_close and isinstance(reason.value, ConnectionDone):
+        if state is _BODY and self._until_close and isinstance(reason.value, ConnectionDone):
             # TLS cut without close_notify comes as ConnectionLost: that may be an attacker's cut.
             exchange.completed([])
-        elif state is _State.BODY:
+        elif state is _BODY:
             exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed within the response")
         else:
             exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed before the response")
@@ -207,15 +208,14 @@ class OriginConnection:
     @property
     def closed(self) -> bool:
         """Whether this connection takes no further exchange."""
-        return self._state is _State.CLOSED
+        return self._state is _CLOSED
 
     def attach(self, exchange: OriginExchange) -> None:
-        """Serve the exchange until it ends."""
+        """Serve the exchange, which is about to send, until it ends."""
         self._exchange = exchange
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._pending = 0
         self._informed = 0
-        self._touch()
 
     def send(self, data: bytes) -> None:
         """Write a part of the request."""
@@ -243,13 +243,13 @@ class OriginConnection:
 
     def drop(self) -> None:
         """End at once, whatever is in the buffers."""
-        if self._state is not _State.CLOSED:
+        if self._state is not _CLOSED:
             self._leave()
             self.transport.abortConnection()
 
     def close(self) -> None:
         """End in good order: there is nothing in the buffers."""
-        if self._state is not _State.CLOSED:
+        if self._state is not _CLOSED:
             self._leave()
             self.deadline = self._deadlines.after(_CLOSE_GRACE)
             self.transport.loseConnection()
@@ -258,7 +258,7 @@ class OriginConnection:
         """End at once, failing the exchange if there is one."""
         if self._exchange is not None:
             self._exchange.fail(StreamCode.CANCELLED, "shutting down")
-        elif self._state is _State.CLOSED:
+        elif self._state is _CLOSED:
             self.transport.abortConnection()
         else:
             self.drop()
@@ -267,7 +267,7 @@ class OriginConnection:
         """The deadline has passed: of an exchange, of an idle connection, or of its closing."""
         if self._exchange is not None:
             self._exchange.fail(StreamCode.IDLE_TIMEOUT, "no byte either way in time")
-        elif self._state is _State.IDLE:
+        elif self._state is _IDLE:
             self._pool.idle.discard(self)
             self.close()
         else:
@@ -279,7 +279,7 @@ class OriginConnection:
             self.deadline = self._deadlines.after(self._idle_timeout)
 
     def _leave(self) -> None:
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         self._exchange = None
         self.deadline = None
         # First, or TLS would never send its close_notify.
@@ -292,7 +292,7 @@ class OriginConnection:
         """
         trailers, self._trailers = self._trailers, []
         self._exchange = None
-        self._state = _State.IDLE
+        self._state = _IDLE
         if not exchange.sent or exchange.congested:
             # An early answer: the origin may never read what is still in the buffer.
             self.drop()
@@ -312,7 +312,7 @@ class OriginConnection:
     def on_message_begin(self) -> None:
         self._headers = []
         self._reason = b""
-        if self._state is _State.DONE:
+        if self._state is _DONE:
             self._leftover = True
 
     def on_status(self, reason: bytes) -> None:
@@ -323,7 +323,7 @@ class OriginConnection:
 
     def on_headers_complete(self) -> None:
         exchange = self._exchange
-        if exchange is None or self._state is not _State.HEAD:
+        if exchange is None or self._state is not _HEAD:
             return
         status = self._parser.get_status_code()
         headers = self._headers
@@ -349,38 +349,42 @@ class OriginConnection:
         self._at_head = exchange.head_only
         if self._at_head:
             self._keep_alive = self._parser.should_keep_alive()
-            self._state = _State.DONE
+            self._state = _DONE
         else:
             self._until_close = not chunked and length is None
-            self._state = _State.BODY
+            self._state = _BODY
         exchange.handler.responded(head)
 
     def on_chunk_header(self) -> None:
-        if self._state is _State.DONE:
+        if self._state is _DONE:
             self._leftover = True
 
     def on_body(self, data: bytes) -> None:
-        if self._state is _State.BODY and self._exchange is not None:
+        if self._state is _BODY and self._exchange is not None:
             self._pending = 0
             self._exchange.handler.body_received(data)
         else:
             self._leftover = True
 
     def on_message_complete(self) -> None:
-        if self._state is _State.BODY and self._exchange is not None:
+        if self._state is _BODY and self._exchange is not None:
             if self._oversized():
                 self._exchange.fail(StreamCode.TOO_LARGE, "trailers too large")
                 return
             self._trailers = self._headers
             self._keep_alive = self._parser.should_keep_alive()
-            self._state = _State.DONE
+            self._state = _DONE
 
     def _oversized(self) -> bool:
         """Whether the header section that ends here is over a limit."""
+        if len(self._headers) > self._pool.max_header_count:
+            return True
+        if self._fed <= self._pool.max_header_size:
+            return False
         size = len(self._reason)
         for name, value in self._headers:
             size += len(name) + len(value) + _FIELD_OVERHEAD
-        return size > self._pool.max_header_size or len(self._headers) > self._pool.max_header_count
+        return size > self._pool.max_header_size
 
     def _framing(self, headers: Headers) -> tuple[bool, int | None]:
         """Return whether the body is chunked, and its length where one is given.

@@ -167,7 +167,7 @@ class OriginExchange:
             raise ValueError("bad target")
         length = None
         for name, value in head.headers:
-            key = lower(name)
+            key = name.lower()  # serialize() will check it
             if key == b"transfer-encoding":
                 raise ValueError("Transfer-Encoding is not the caller's")
             if key == b"content-length":
