@@ -95,7 +95,10 @@ _OURS = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer
 _LOOKED_AT = _OURS | {b"content-length", b"date"}
 
 # RFC 9110, section 6.5.1: fields that must not come late. Those of one hop end_to_end() drops.
-_NO_TRAILERS = (b"content-length", b"host", b"authorization", b"set-cookie", b"content-encoding")
+_NO_TRAILERS = frozenset(
+    (b"content-length", b"host", b"authorization", b"set-cookie", b"content-encoding")
+)
+_NO_LENGTH = frozenset((b"content-length",))
 
 _LARGE = 4096  # bytes; from here on copying costs more than two more entries in the send buffer
 
@@ -228,7 +231,7 @@ class Exchange:
         if self._over or self.response_started or self.http_version == (1, 0):
             return
         reason = HTTPStatus(status).phrase.encode() if status in _KNOWN else b""
-        fields = end_to_end(headers, (b"content-length",))
+        fields = end_to_end(headers, _NO_LENGTH)
         self._connection.write(serialize(status_line(status, reason), fields))
 
     def respond(self, head: ResponseHead) -> None:

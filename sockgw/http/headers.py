@@ -5,7 +5,6 @@ as llhttp checks those that came from a socket.
 """
 
 import re
-from collections.abc import Iterable
 
 from sockgw.protocol.heads import Headers
 
@@ -85,13 +84,27 @@ def connection_options(headers: Headers) -> set[bytes]:
     return options
 
 
-def end_to_end(headers: Headers, also: Iterable[bytes] = ()) -> Headers:
+# What nearly every Connection field says; it names no other field.
+_USUAL_OPTIONS = frozenset((b"close", b"keep-alive"))
+
+
+def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Headers:
     """Return the fields that pass a gateway: neither hop-by-hop nor named by ``Connection``.
 
     ``also`` names further fields to leave out, in lower case. Raises ValueError for a bad name.
     """
-    drop = HOP_BY_HOP.union(connection_options(headers), also)
-    return [field for field in headers if lower(field[0]) not in drop]
+    result: Headers = []
+    named = False
+    for field in headers:
+        name = _lowered.get(field[0]) or lower(field[0])
+        if name in HOP_BY_HOP:
+            named |= name == b"connection" and field[1].lower() not in _USUAL_OPTIONS
+        elif name not in also:
+            result.append(field)
+    if named:
+        options = connection_options(headers)
+        result = [field for field in result if lower(field[0]) not in options]
+    return result
 
 
 def serialize(start_line: bytes, headers: Headers) -> bytes:
@@ -99,14 +112,13 @@ def serialize(start_line: bytes, headers: Headers) -> bytes:
 
     Raises ValueError where a name is no token or a value could end its line.
     """
-    lines = [start_line]
-    for name, value in headers:
-        lower(name)
-        lines.append(name + b": " + value)
-    block = b"\r\n".join(lines)
+    for name, _ in headers:
+        if name not in _lowered:
+            lower(name)
+    block = b"\r\n".join([start_line, *[b"%b: %b" % field for field in headers]])
     # One look at the whole block: exactly the line ends that we wrote ourselves. It costs a
     # hundredth of a match per value.
-    ends = len(lines) - 1
+    ends = len(headers)
     if block.count(b"\n") != ends or block.count(b"\r") != ends or b"\0" in block:
         raise ValueError("control character in a head")
     return block + b"\r\n\r\n"

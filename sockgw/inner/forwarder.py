@@ -9,6 +9,7 @@ them. Bytes go through as they come, and each side is told to pause by the other
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sockgw.http.client import Origin, OriginExchange, OriginPool
 from sockgw.http.headers import end_to_end, lower
@@ -22,7 +23,23 @@ from sockgw.tunnel.tunnel import Tunnel
 __all__ = ["Forwarder"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_SLACK = 1_000
+_MAX_ROUTES = 10_000  # destinations whose decision is remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests for a destination go."""
+
+    origin: Origin
+    host: bytes  #: the value of ``Host``, where the request brings none
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why requests for a destination go nowhere."""
+
+    code: StreamCode
+    detail: str
 
 
 class Forwarder:
@@ -32,52 +49,65 @@ class Forwarder:
         self._pool = pool
         self._allow = allow
         self._services = services
-        self._hosts: dict[Origin, bytes] = {}
+        self._routes: dict[Destination, Route | Refusal] = {}
 
     def __call__(
         self, tunnel: Tunnel, stream: Stream, head: RequestHead, to: Destination, complete: bool
     ) -> StreamHandler:
         passage = _Passage(tunnel, stream)
+        route = self._routes.get(to) or self._route(to)
+        if isinstance(route, Refusal):
+            stream.reset(route.code, route.detail)
+            return passage
         if to.service:
-            origin = self._services.get(to.service)
-            if origin is None:
-                stream.reset(StreamCode.UNKNOWN_SERVICE, f"no service {to.service!r} here")
-                return passage
+            origin = route.origin
             passage.told_origin = (origin.protocol, origin.hostname, origin.port)
-        else:
-            origin = Origin(to.protocol, to.hostname, to.port)
-            if not self._allow.permits_name(to.hostname, to.port):
-                stream.reset(
-                    StreamCode.NOT_ALLOWED, f"{to.hostname}:{to.port} is not on the allow list"
-                )
-                return passage
         try:
-            head.headers = self._clean(head.headers, origin)
+            head.headers = _clean(head.headers, route.host)
         except ValueError as error:
             stream.reset(StreamCode.PROTOCOL_ERROR, str(error))
             return passage
-        passage.exchange = self._pool.request(origin, head, complete=complete, handler=passage)
+        passage.exchange = self._pool.request(
+            route.origin, head, complete=complete, handler=passage
+        )
         return passage
 
-    def _clean(self, headers: Headers, origin: Origin) -> Headers:
-        headers = end_to_end(headers)
-        hosts = sum(lower(name) == b"host" for name, _ in headers)
-        if hosts > 1:
-            raise ValueError("two Host fields")
-        if not hosts:
-            headers.insert(0, (b"Host", self._host(origin)))
-        return headers
+    def _route(self, to: Destination) -> Route | Refusal:
+        route = self._decide(to)
+        if len(self._routes) >= _MAX_ROUTES:
+            self._routes.clear()
+        self._routes[to] = route
+        return route
 
-    def _host(self, origin: Origin) -> bytes:
-        host = self._hosts.get(origin)
-        if host is None:
-            name = f"[{origin.hostname}]" if ":" in origin.hostname else origin.hostname
-            if origin.port != _DEFAULT_PORTS[origin.protocol]:
-                name = f"{name}:{origin.port}"
-            host = name.encode("ascii", "strict")
-            if len(self._hosts) < _SLACK:
-                self._hosts[origin] = host
-        return host
+    def _decide(self, to: Destination) -> Route | Refusal:
+        if to.service:
+            origin = self._services.get(to.service)
+            if origin is None:
+                return Refusal(StreamCode.UNKNOWN_SERVICE, f"no service {to.service!r} here")
+        else:
+            origin = Origin(to.protocol, to.hostname, to.port)
+            if not self._allow.permits_name(to.hostname, to.port):
+                where = f"{to.hostname}:{to.port}"
+                return Refusal(StreamCode.NOT_ALLOWED, f"{where} is not on the allow list")
+        host = f"[{origin.hostname}]" if ":" in origin.hostname else origin.hostname
+        if origin.port != _DEFAULT_PORTS[origin.protocol]:
+            host = f"{host}:{origin.port}"
+        try:
+            return Route(origin, host.encode("ascii"))
+        except UnicodeEncodeError:
+            return Refusal(StreamCode.DNS_ERROR, f"{origin.hostname!r} is not a host name")
+
+
+def _clean(headers: Headers, host: bytes) -> Headers:
+    headers = end_to_end(headers)
+    hosts = 0
+    for name, _ in headers:
+        hosts += lower(name) == b"host"
+    if hosts > 1:
+        raise ValueError("two Host fields")
+    if not hosts:
+        headers.insert(0, (b"Host", host))
+    return headers
 
 
 class _Passage:

@@ -299,8 +299,8 @@ class Gateway:
         target = relay.route.target
         result = [
             field
-            for field in end_to_end(headers)
-            if not is_protected(lowered := lower(field[0]), trusted) and lowered not in _NOT_PASSED
+            for field in end_to_end(headers, _NOT_PASSED)
+            if not is_protected(lower(field[0]), trusted)
         ]
         if target.preserve_host:
             result.append((b"Host", relay.view.host))

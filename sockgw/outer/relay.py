@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Relay"]
 
-_OWN = (b"x-request-id",)
+_OWN = frozenset((b"x-request-id",))
 _CONTINUE = 100
 
 
