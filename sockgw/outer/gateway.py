@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
 from itertools import count
 
 from twisted.internet.interfaces import IReactorTime
@@ -29,13 +28,13 @@ from sockgw.outer.policy import forbidden_reason
 from sockgw.outer.refusals import Refusal, answer
 from sockgw.outer.registry import Affinity, Registry
 from sockgw.outer.relay import Relay
+from sockgw.outer.routes import Route, route_to
 from sockgw.outer.targets import Target, Targets
 from sockgw.protocol.errors import LocalError, StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
-from sockgw.protocol.payloads import Destination
 from sockgw.protocol.session import TunnelFull
 
-__all__ = ["Gateway", "Route"]
+__all__ = ["Gateway"]
 
 _MAX_FAILURES = 100  # lines on the admin page
 _MAX_SERVICE_ORIGINS = 256  # rewriters of origins that inner layers name
@@ -50,25 +49,6 @@ _BAD_HEAD = Refusal(400, "the request's head cannot be forwarded", "http_request
 # Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
 # (CVE-2016-5385 and its kin).
 _NOT_PASSED = frozenset((b"host", b"proxy"))
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A target, with what is derived from it once and not for each request."""
-
-    target: Target
-    destination: Destination
-    rewriter: Rewriter | None  #: None for a service, whose origin the inner layer tells
-
-
-def _route(target: Target) -> Route:
-    if target.service is not None:
-        return Route(target, Destination(service=target.service), None)
-    return Route(
-        target,
-        Destination(target.protocol, target.hostname, target.port),
-        Rewriter(target.protocol.encode(), target.hostname.encode(), target.port),
-    )
 
 
 class _Ignore:
@@ -126,7 +106,7 @@ class Gateway:
 
     def use(self, targets: Targets) -> None:
         """From now on these targets are in force; requests under way are not touched."""
-        self._routes = {target.name: _route(target) for target in targets}
+        self._routes = {target.name: route_to(target) for target in targets}
         self._targets = targets
 
     @property

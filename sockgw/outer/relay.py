@@ -7,24 +7,49 @@ the client does not read. Nothing is held here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
+from sockgw.http.forwarded import ClientView
 from sockgw.http.headers import end_to_end
+from sockgw.http.rewriting import Rewriter
 from sockgw.http.server import Exchange
-from sockgw.outer.refusals import for_reset
+from sockgw.outer.refusals import Refusal, for_reset
 from sockgw.outer.registry import Member
+from sockgw.outer.routes import Route
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, ResponseHead
 from sockgw.protocol.streams import Stream
 
-if TYPE_CHECKING:
-    from sockgw.http.forwarded import ClientView
-    from sockgw.outer.gateway import Gateway, Route
-
-__all__ = ["Relay"]
+__all__ = ["Owner", "Relay"]
 
 _OWN = frozenset((b"x-request-id",))
 _CONTINUE = 100
+
+
+class Owner(Protocol):
+    """What a relay needs from the gateway that made it."""
+
+    remove_csps: bool
+    seconds: Callable[[], float]
+
+    def response_deadline(self) -> float:
+        """Return until when a response head must have come."""
+
+    def idle_deadline(self) -> float:
+        """Return until when another byte must have come."""
+
+    def rewriter(self, route: Route, origin: tuple[str, str, int] | None) -> Rewriter | None:
+        """Return what rewrites the responses of a route."""
+
+    def answer(self, exchange: Exchange, refusal: Refusal, request_id: bytes) -> None:
+        """Answer in the gateway's own name."""
+
+    def failed(self, relay: Relay, code: StreamCode, detail: str) -> None:
+        """The stream was reset before the end of its answer; ``finished`` follows."""
+
+    def finished(self, relay: Relay, outcome: str) -> None:
+        """The relay is over; called once. ``outcome`` is empty if all went well."""
 
 
 class Relay:
@@ -50,7 +75,7 @@ class Relay:
 
     def __init__(
         self,
-        gateway: Gateway,
+        gateway: Owner,
         exchange: Exchange,
         route: Route,
         view: ClientView,
