@@ -186,13 +186,14 @@ def _port(value: str) -> int:
 class _Demo(_Command):
     longdesc = (
         "Starts an origin, an outer layer and an inner layer on this machine, and sends requests "
-        "through them. Stays up until Ctrl-C."
+        "through them. Stays up until Ctrl-C. A port that is not given becomes another if it is "
+        "taken; 0 is any free one."
     )
     optFlags = [["once", None, "Check the answers and exit, with 0 if all are right, else 1."]]
     optParameters = [
-        ["app-port", None, 3000, "Where clients connect.", _port],
-        ["socket-port", None, 3001, "Where the inner layer connects.", _port],
-        ["origin-port", None, 8000, "Where the origin listens.", _port],
+        ["app-port", None, None, "Where clients connect: usually 3000.", _port],
+        ["socket-port", None, None, "Where the inner layer connects: usually 3001.", _port],
+        ["origin-port", None, None, "Where the origin listens: usually 8000.", _port],
     ]
 
     def run(self) -> int:

@@ -286,7 +286,7 @@ def test_demo(run, monkeypatch, status):
     module.main = lambda options: calls.append(dict(options)) or status
     monkeypatch.setitem(sys.modules, "sockgw.demo.run", module)
     assert run("demo", "--once", "--app-port", "0")[0] == status
-    assert calls == [{"once": 1, "app-port": 0, "socket-port": 3001, "origin-port": 8000}]
+    assert calls == [{"once": 1, "app-port": 0, "socket-port": None, "origin-port": None}]
 
 
 def test_the_types_of_keys_are_those_that_there_are():
