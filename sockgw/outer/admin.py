@@ -324,7 +324,7 @@ table{width:100%;border-collapse:collapse}
 th,td{padding:.55rem 1rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 tr:last-child td{border-bottom:0}
 th{font-weight:500;font-size:.85rem;color:var(--dim);white-space:nowrap}
-td{white-space:pre-line;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+td{white-space:pre-line;overflow-wrap:break-word;font-variant-numeric:tabular-nums}
 td:first-child{font-weight:600}
 .n{text-align:right;white-space:nowrap}
 @media(max-width:44rem){time{margin-left:0}thead{display:none}table,tbody,tr,td{display:block}
@@ -345,9 +345,9 @@ _PAGE = """<!doctype html>
 <body>
 <header>
 <h1>sockgw</h1>
-<span><b>{tunnel_count}</b> inner layers</span>
-<span><b>{stream_count}</b> streams</span>
-<span><b>{target_count}</b> targets</span>
+<span>inner layers <b>{tunnel_count}</b></span>
+<span>streams <b>{stream_count}</b></span>
+<span>targets <b>{target_count}</b></span>
 <time>{time} UTC</time>
 </header>
 <h2>Inner layers</h2>
