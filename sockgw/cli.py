@@ -3,6 +3,7 @@
 # Twisted leaves usage.Options without types:
 # mypy: allow-untyped-calls
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -37,8 +38,8 @@ class _Command(usage.Options):
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}")
 
     def getSynopsis(self) -> str:
-        command = "" if self.parent is None else self.parent.subCommand
-        return f"Usage: sockgw {command} {getattr(self, 'synopsis', '[options]')}\n"
+        command = "" if self.parent is None else f"{self.parent.subCommand} "
+        return f"Usage: sockgw {command}{getattr(self, 'synopsis', '[options]')}\n"
 
     def run(self) -> int:
         raise NotImplementedError
@@ -209,7 +210,7 @@ class _Version(_Command):
 
 
 class _Sockgw(_Command):
-    synopsis = "Usage: sockgw COMMAND [options]"
+    synopsis = "COMMAND [options]"
     longdesc = "'sockgw COMMAND --help' tells more."
     subCommands = [
         ["outer-layer", None, _OuterLayer, "Run the outer layer in the foreground."],
@@ -243,3 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = str(error).removeprefix("Parameter type enforcement failed: ")
         print(f"sockgw{name}: {problem}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read our output, such as head, has seen enough. The interpreter flushes once more
+        # when it exits, and must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -293,3 +293,17 @@ def test_the_types_of_keys_are_those_that_there_are():
     from sockgw import cli, keys
 
     assert set(cli._KEY_TYPES) == set(keys.KEY_TYPES)
+
+
+def test_help_to_a_reader_that_leaves_early():
+    command = [sys.executable, "-m", "sockgw", "outer-layer", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 1
+
+
+def test_usage_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("Usage: sockgw COMMAND [options]\n")
