@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockgw.http import headers as module
-from sockgw.http.headers import connection_options, end_to_end, get, get_all, lower, serialize
+from sockgw.http.headers import connection_options, end_to_end, get, lower, serialize
 
 token = st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}", fullmatch=True)
 
@@ -27,7 +27,6 @@ def test_look_ups():
     fields = [(b"A", b"1"), (b"b", b"2"), (b"a", b"3")]
     assert get(fields, b"a") == b"1"
     assert get(fields, b"c") is None
-    assert get_all(fields, b"a") == [b"1", b"3"]
 
 
 def test_hop_by_hop_fields_stop_here_also_those_that_connection_names():

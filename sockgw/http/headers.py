@@ -10,11 +10,9 @@ from sockgw.protocol.heads import Headers
 
 __all__ = [
     "HOP_BY_HOP",
-    "check_value",
     "connection_options",
     "end_to_end",
     "get",
-    "get_all",
     "lower",
     "serialize",
 ]
@@ -37,7 +35,6 @@ HOP_BY_HOP = frozenset(
 )
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")  # RFC 9110, section 5.6.2
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # section 5.5: no controls but HTAB
 
 # Names repeat from request to request: one dictionary look-up instead of a match and a copy. The
 # bound keeps strangers from growing it; names beyond it are matched each time.
@@ -59,11 +56,6 @@ def lower(name: bytes) -> bytes:
     if len(_lowered) < _MAX_CACHED_NAMES:
         _lowered[name] = result
     return result
-
-
-def get_all(headers: Headers, name: bytes) -> list[bytes]:
-    """Return the values of all fields of that name, which is given in lower case."""
-    return [value for key, value in headers if lower(key) == name]
 
 
 def get(headers: Headers, name: bytes) -> bytes | None:
@@ -122,10 +114,3 @@ def serialize(start_line: bytes, headers: Headers) -> bytes:
     if block.count(b"\n") != ends or block.count(b"\r") != ends or b"\0" in block:
         raise ValueError("control character in a head")
     return block + b"\r\n\r\n"
-
-
-def check_value(value: bytes) -> bytes:
-    """Return a field value unchanged; raise ValueError for control characters."""
-    if _BAD_VALUE.search(value):
-        raise ValueError("control character in a header value")
-    return value

@@ -233,7 +233,7 @@ class Stream:
             self._sent_everything()
             return len(frame)
         size = min(limit, self.queued, self._send.available, MAX_DATA)
-        self._send.available -= size
+        self._send.take(size)
         self.queued -= size
         last = self._end and not self.queued and not self._trailers
         parts.append(pack_header(FrameType.DATA, FIN if last else 0, self.id, size))

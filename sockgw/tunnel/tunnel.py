@@ -106,10 +106,6 @@ class Tunnel:
             self._carrier.close()
             self._end(reason)
 
-    def leave(self) -> None:
-        """Tell the peer to open no further streams here."""
-        self.session.go_away(TunnelCode.NO_ERROR)
-
     # ------------------------------------------------------------------ the carrier's listener
 
     def heard(self) -> None:
