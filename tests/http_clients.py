@@ -74,7 +74,7 @@ class Transport:
     def write(self, data):
         assert type(data) is bytes
         assert data
-        assert not (self.lost or self.disconnecting or self.write_closing or self.aborted)
+        assert not any((self.lost, self.disconnecting, self.write_closing, self.aborted))
         self.written += data
         self.buffered += len(data)
         if self.buffered > PAUSE_AT and self.producer is not None:
@@ -140,6 +140,7 @@ class Transport:
 
     def abortConnection(self):
         assert not self.aborted
+        assert self.producer is None
         self.aborted = True
         self.clock.callLater(0, self._lose, ConnectionAborted())
 
@@ -149,6 +150,7 @@ class Transport:
         self.lost = True
         if self.producer is not None:
             self.producer.stopProducing()
+            self.producer = None
         self.protocol.connectionLost(Failure(reason))
 
     # What the peer does.

@@ -1,6 +1,8 @@
 """The server side of HTTP: what it takes, what it refuses, and in which order it answers."""
 
+import gc
 import re
+import weakref
 
 import pytest
 from http_clients import GET, LIMITS, Application, Server, Transport, answer, request
@@ -44,6 +46,15 @@ TAKEN = {
         b"GET",
         b"/?q",
         b"a.example",
+        [],
+        b"",
+        [],
+    ),
+    "absolute, default port": (
+        request(b"GET https://a.example:443/ HTTP/1.1", host=b"Host: A.example"),
+        b"GET",
+        b"/",
+        b"a.example:443",
         [],
         b"",
         [],
@@ -362,6 +373,7 @@ REFUSED = {
     "other authority": (400, request(b"GET http://b.example/ HTTP/1.1")),
     "other port": (400, request(b"GET http://a.example:81/ HTTP/1.1")),
     "default port of the other scheme": (400, request(b"GET http://a.example:443/ HTTP/1.1")),
+    "default port of no scheme": (400, request(b"GET https://a.example:80/ HTTP/1.1")),
     "user in target": (400, request(b"GET http://me@a.example/ HTTP/1.1")),
     "no authority": (400, request(b"GET http:///a HTTP/1.1")),
     "other scheme": (400, request(b"GET ftp://a.example/ HTTP/1.1")),
@@ -666,7 +678,7 @@ def test_of_many_requests_few_are_parsed_ahead():
     server = Server()
     small = b"GET / HTTP/1.1\r\nHost:a\r\n\r\n"
     server.feed(small * 2500)
-    assert len(server.connection._waiting) < 400
+    assert len(server.connection._waiting) == 1
     server.connection.dataReceived(small * 10)  # what TLS may still have
     done = 0
     while done < len(server.handlers):
@@ -1086,6 +1098,26 @@ def test_early_answer_lingers():
     assert server.transport.lost
 
 
+def test_early_answer_to_a_paused_request_reads_on():
+    server = Server()
+    server.feed(request(POST, b"Content-Length: 1000", body=b"x"))
+    server.exchange.pause_request()
+    answer(server.exchange)
+    assert server.transport.reading  # the client may read nothing before it has sent everything
+
+
+def test_lingering_begins_with_our_fin():
+    server = Server(flushing=False)
+    server.feed(request(POST, b"Content-Length: 1000"))
+    answer(server.exchange)
+    server.advance(1.5)
+    server.transport.flush()  # the answer is out, and the FIN behind it
+    server.advance(1.5)
+    assert not server.transport.disconnecting
+    server.advance(1)
+    assert server.transport.disconnecting
+
+
 def test_lingering_ends():
     server = Server()
     server.feed(request(POST, b"Content-Length: 1000000"))
@@ -1200,6 +1232,35 @@ def test_client_that_does_not_read_the_last_answer_is_cut_off():
     server.advance(301)
     assert server.transport.aborted
     assert server.transport.lost
+
+
+def test_refusal_while_the_client_does_not_read():
+    server = Server(flushing=False)
+    server.feed(GET)
+    answer(server.exchange, b"x" * 70_000)
+    server.feed(request(POST, CHUNKED))
+    server.connection.dataReceived(b"zz\r\n")
+    assert server.statuses == [200]
+    server.transport.reading = True  # as if the FIN had come before the pause
+    server.transport.half_close_by_peer()
+    server.transport.flush()
+    assert server.statuses == [200, 400]
+    assert len(server.handlers) == 1
+
+
+def test_client_that_reads_steadily_is_not_cut_off():
+    server = Server(flushing=False)
+    server.feed(GET)
+    handler = server.handlers[0]
+    handler.response_drained = lambda: handler.exchange.write(b"x" * 70_000)
+    server.exchange.respond(ResponseHead(200, b"OK", []))
+    server.exchange.write(b"x" * 70_000)
+    for _ in range(5):
+        server.advance(200)
+        server.transport.flush()  # which writes and congests again within
+    assert not server.closing
+    server.advance(301)
+    assert handler.lost
 
 
 def test_lingering_waits_for_the_reader():
@@ -1419,6 +1480,28 @@ def test_half_closed_client_that_reads_slowly():
     assert server.transport.disconnecting
 
 
+def test_fin_after_a_refused_request():
+    """The refusal waits for its turn when the FIN comes."""
+    server = Server()
+    server.feed(GET + request(host=b""))
+    assert server.transport.reading
+    server.transport.half_close_by_peer()
+    answer(server.exchange)
+    assert server.statuses == [200, 400]
+    assert server.transport.disconnecting
+
+
+def test_fin_in_a_request_that_waits():
+    server = Server()
+    server.feed(GET + request(POST, b"Content-Length: 5", body=b"hell"))
+    server.transport.reading = True  # as if it had come before the pause
+    server.transport.half_close_by_peer()
+    answer(server.exchange)
+    assert server.statuses == [200]
+    assert len(server.handlers) == 1
+    assert server.transport.disconnecting
+
+
 def test_pipelined_requests_before_a_fin_are_all_answered():
     server = Server()
     server.feed(GET + GET)
@@ -1428,6 +1511,29 @@ def test_pipelined_requests_before_a_fin_are_all_answered():
     assert server.statuses == [200, 200]
     assert server.written.count(b"Connection: close") == 1
     assert server.transport.disconnecting
+
+
+@pytest.mark.parametrize("how", ["on_request", "on_end", "abort", "lost"])
+def test_what_is_over_is_freed_at_once(how):
+    server = Server()
+    if how.startswith("on"):
+        setattr(server.application, how, answer)
+    gc.disable()  # reference counts alone must do
+    try:
+        server.feed(GET)
+        if how == "abort":
+            server.exchange.abort()
+        handler = weakref.ref(server.handlers.pop())
+        if how.startswith("on"):
+            assert handler() is None
+        server.transport.close_by_peer()
+        assert handler() is None
+        server.transport.protocol = None  # Twisted's transports forget it too
+        connection = weakref.ref(server.connection)
+        del server.connection
+        assert connection() is None
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------------- leaving
@@ -1441,6 +1547,14 @@ def test_drain_of_an_idle_connection():
     assert server.closing
     server.advance(3)
     assert server.transport.lost
+
+
+def test_drain_of_one_that_has_gone():
+    server = Server()
+    server.transport.close_by_peer()
+    server.connection.drain()
+    server.advance(1)
+    assert server.clock.getDelayedCalls() == []
 
 
 def test_drain_waits_for_the_response():

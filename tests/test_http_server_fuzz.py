@@ -1,5 +1,6 @@
 """The server side of HTTP under whatever comes: no exception, no state without an end."""
 
+import itertools
 import re
 
 from http_clients import Server, answer
@@ -99,7 +100,7 @@ def good_messages(draw):
 def cut(data, cuts):
     """Return the pieces of ``data`` between these places."""
     places = [0, *sorted({c % (len(data) + 1) for c in cuts}), len(data)]
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False) if a < b]
+    return [data[a:b] for a, b in itertools.pairwise(places) if a < b]
 
 
 def late_answer(exchange):
@@ -122,6 +123,8 @@ def run(pieces):
         server.feed(piece)
     told = []
     for handler in server.handlers:
+        if handler.lost:
+            continue  # a body that turns out bad; if it came at once nobody was told of it
         exchange = handler.exchange
         rest = [event for event in handler.events if event[0] not in ("body", "drained")]
         told.append((exchange.head, exchange.host, exchange.expects_continue, handler.body, rest))
@@ -134,14 +137,14 @@ def run(pieces):
 
 
 def check_ends(server):
-    """Whatever came: the connection is closed, or waits for something, and ends if nothing comes."""
+    """The connection is closed, or waits for something, and ends if nothing comes."""
     connection, transport = server.connection, server.transport
     if not server.closing:
         assert connection._awaited in (Awaited.REQUEST, Awaited.HEAD, Awaited.BODY)
         assert connection.deadline is not None
         assert transport.reading
-    server.advance(301)
-    server.advance(3)
+    for seconds in (301, 0, 0, 301, 0, 0, 1):  # a body that does not come; lingering after its 408
+        server.clock.advance(seconds)
     assert transport.lost
     assert server.application.connections == 0
     assert server.clock.getDelayedCalls() == []
@@ -152,14 +155,14 @@ def check_ends(server):
 cuts = st.lists(st.integers(0, 5000), max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300), cuts)
 def test_junk(data, places):
     server, _ = run(cut(data, places))
     check_ends(server)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.lists(messages(), max_size=4), cuts)
 def test_doubtful_requests(parts, places):
     data = b"".join(parts)
@@ -172,7 +175,7 @@ def test_doubtful_requests(parts, places):
     check_ends(server)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(good_messages(), min_size=1, max_size=5), cuts)
 def test_good_requests(parts, places):
     data = b"".join(parts)
@@ -197,7 +200,7 @@ def test_good_requests(parts, places):
     check_ends(server)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(good_messages(), st.binary(min_size=1, max_size=4), st.integers(0, 400), cuts)
 def test_damaged_requests(message, noise, place, places):
     place %= len(message)
@@ -208,7 +211,7 @@ def test_damaged_requests(message, noise, place, places):
     check_ends(server)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(good_messages(), min_size=1, max_size=6),
     st.lists(st.integers(0, 9), min_size=1, max_size=200),
@@ -245,7 +248,7 @@ def test_any_order_of_events(parts, choices, random):
             server.clock.advance(random.choice([0, 0.5, 3]))
         elif choice == 9 and random.random() < 0.1 and transport.reading and not transport.fin:
             transport.half_close_by_peer()
-        if connection._waiting and not connection._closing:
+        if connection._waiting and not server.closing:
             assert not transport.reading, "who pipelines waits"
     sent = re.sub(rb"x{1000,}", b"", server.written)
     assert sent.count(b"HTTP/1.1 200 ") == sum(h.exchange.response_started for h in server.handlers)

@@ -153,9 +153,9 @@ class SocketTests:
             yield client.when(lambda i=i: client.data.endswith(b"/%d." % i))
         client.transport.write(request(b"GET /last HTTP/1.1", b"Connection: close"))
         yield client.when(lambda: client.reason is not None)
-        self.assertTrue(client.data.endswith(b"/last"))
-        self.assertIsInstance(client.reason, ConnectionDone)
-        self.assertEqual(self.application.handlers[0].exchange.connection.secure, self.secure)
+        assert client.data.endswith(b"/last")
+        assert isinstance(client.reason, ConnectionDone)
+        assert self.application.handlers[0].exchange.connection.secure == self.secure
         if self.application.connections:
             yield self.gone
 
@@ -178,7 +178,7 @@ class SocketTests:
         gone = self.gone
         client.transport.write(b"GET / HTTP/1.1\r\nA: " + b"x" * 3_000_000)
         yield client.when(lambda: b"too large" in client.data)
-        self.assertTrue(client.data.startswith(b"HTTP/1.1 431 "))
+        assert client.data.startswith(b"HTTP/1.1 431 ")
         yield gone
         yield self.finish(client)
 
@@ -223,7 +223,7 @@ class SocketTests:
         gone = self.gone
         client.transport.abortConnection()
         yield gone
-        self.assertTrue(self.application.handlers[0].lost)
+        assert self.application.handlers[0].lost
 
     @inlineCallbacks
     def test_client_that_closes(self):
@@ -234,7 +234,7 @@ class SocketTests:
         gone = self.gone
         client.transport.loseConnection()
         yield gone
-        self.assertTrue(self.application.handlers[0].lost)
+        assert self.application.handlers[0].lost
 
     @inlineCallbacks
     def test_close_delimited_answer_that_breaks(self):
@@ -250,7 +250,7 @@ class SocketTests:
         exchange.abort()
         yield gone
         yield client.when(lambda: client.reason is not None)
-        self.assertNotIsInstance(client.reason, ConnectionDone)
+        assert not isinstance(client.reason, ConnectionDone)
 
     def later(self):
         turn = Deferred()
@@ -275,11 +275,11 @@ class TCPTests(SocketTests, TestCase):
         pause = Deferred()
         reactor.callLater(0.3, pause.callback, None)  # three times the half-close timeout
         yield pause
-        self.assertFalse(handler.lost)
+        assert not handler.lost
         handler.exchange.write(b"hello")
         handler.exchange.finish()
         yield client.when(lambda: client.ended)
-        self.assertTrue(client.data.endswith(b"5\r\nhello\r\n0\r\n\r\n"))
+        assert client.data.endswith(b"5\r\nhello\r\n0\r\n\r\n")
         if self.application.connections:
             yield self.gone
 
@@ -298,7 +298,7 @@ class TCPTests(SocketTests, TestCase):
             yield self.later()
         handler.exchange.respond(ResponseHead(200, b"OK", []))
         yield gone
-        self.assertTrue(handler.lost)
+        assert handler.lost
 
 
 class TLSTests(SocketTests, TestCase):

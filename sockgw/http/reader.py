@@ -46,6 +46,7 @@ class RequestReader:
 
     __slots__ = (
         "_begin",
+        "_begun",
         "_chunks",
         "_current",
         "_error",
@@ -57,15 +58,13 @@ class RequestReader:
         "_parser",
         "_piece",
         "_replaying",
-        "_request_line",
+        "_tail",
         "_target",
-        "_uncounted",
         "_upgrading",
         "ended",
         "head",
         "head_size",
         "receiving",
-        "surplus",
     )
 
     _parser: HttpRequestParser
@@ -89,13 +88,13 @@ class RequestReader:
         self._parser = HttpRequestParser(self)
         self._target = b""
         self._headers: Headers = []  # of the head that is coming in; after it, the trailers
-        self._piece = b""  # what is being fed
-        self._request_line = b""  # what there was of it before, while it may be incomplete
+        self._tail = b""  # the last bytes before, if an empty line may begin in them
+        self._piece = b""  # of a head that is being fed
+        self._begun = b""  # what there was of that head before
         self._chunks = 0  # in this piece
         self._excess = 0  # bytes that chunks cost beyond measure
         self._upgrading = False  # llhttp took a head for the end of HTTP
         self._replaying = False  # and is being told otherwise
-        self._uncounted = 0  # bytes that a head may have beyond head_size
         self._error: HttpError | None = None
         #: The request whose body is coming in.
         self.receiving: IncomingRequest | None = None
@@ -105,59 +104,82 @@ class RequestReader:
         self.head_size = 0
         #: No request may follow: the last one asked for the connection's end.
         self.ended = False
-        #: Something came after it all the same.
-        self.surplus = False
 
     def close(self) -> None:
         """Take nothing more."""
-        del self._parser  # it holds our callbacks
+        del self._parser  # a cycle: it holds our callbacks
 
-    def feed(self, piece: bytes) -> int:
-        """Take bytes; return how many, all of them or up to the end of an ignored upgrade's head.
+    def feed(self, data: bytes, start: int) -> int:
+        """Take bytes from ``start`` on, of one request at most; return where to go on.
 
-        After the last request the rest is ignored. Raises HttpError, after which nothing more may
-        be fed.
+        What follows the last request is ignored. Raises HttpError, after which nothing more may be
+        fed.
         """
-        size = len(piece)
         receiving = self.receiving
-        before = receiving.bytes_received if receiving is not None else 0
+        if receiving is None:
+            end = self._boundary(data, start)
+            piece = data if start == 0 and end == len(data) else data[start:end]
+            self._piece = piece
+            self.head_size += len(piece)
+            self._parse(piece)
+            if self.receiving is None and self.head_size:
+                self._check_unfinished_head(piece)
+            return end
+        if receiving.length != CHUNKED:
+            end = min(start + receiving.length - receiving.bytes_received, len(data))
+            if end <= start:
+                # Cannot be, or llhttp reads this request in another way than we do.
+                raise HttpError(400, "the length of the body is in doubt")
+            self._parse(memoryview(data)[start:end])
+            return end
+        end = self._boundary(data, start)
+        before = receiving.bytes_received
         self._chunks = 0
-        self._piece = piece
-        # Where in a piece a request ends is not known. So a head that begins within a piece is
-        # counted from the next one on, and what it may have had before is kept apart.
-        self.head_size += size
+        self._parse(memoryview(data)[start:end])
+        if self.receiving is not None:
+            payload = receiving.bytes_received - before
+            self._check_chunks(end - start - 2 * payload - _CHUNK_COST * self._chunks)
+        return end
+
+    def _boundary(self, data: bytes, start: int) -> int:
+        """Return the place after the next empty line, or the end of what there is.
+
+        llhttp does not tell where in the data a request ends. But a head ends with an empty line,
+        and so does a chunked body, in which other ones may stand; so no piece holds parts of two
+        requests. An empty line can be cut in two by the network: hence ``_tail``.
+        """
+        tail = self._tail
+        if tail:
+            place = (tail + data[start : start + 3]).find(b"\r\n\r\n")
+            if place >= 0:
+                self._tail = b""
+                return start + place + 4 - len(tail)
+        place = data.find(b"\r\n\r\n", start)
+        if place >= 0:
+            self._tail = b""
+            return place + 4
+        self._tail = (tail + data[max(start, len(data) - 3) :])[-3:]
+        return len(data)
+
+    def _parse(self, piece: bytes | memoryview) -> None:
         try:
             self._parser.feed_data(piece)
-        except HttpParserUpgrade as upgrade:
+        except HttpParserUpgrade:  # at the end of the piece, as that is where the head ends
             self._ignore_upgrade()
-            return int(upgrade.args[0])
         except HttpParserError as error:
-            if self.ended:
-                self.surplus = True
-                return size
             if self._error is not None:
                 raise self._error from None
             if isinstance(error, HttpParserCallbackError):
                 raise
             # What llhttp finds helps whoever tests a client; it quotes no input.
             raise HttpError(400, f"malformed request: {error}") from None
-        finally:
-            self._piece = b""
-        if self.receiving is None:
-            if self.head_size:
-                self._check_unfinished_head(piece)
-        elif receiving is not None and receiving.length == CHUNKED:
-            data = receiving.bytes_received - before
-            self._check_chunks(size - 2 * data - _CHUNK_COST * self._chunks)
-        return size
 
     def _check_unfinished_head(self, piece: bytes) -> None:
         if self.head_size > self._max_header_size:
             raise self._head_too_large()
         if len(self._headers) > self._max_header_count:
             raise HttpError(431, "too many header fields")
-        if not self._headers:
-            self._request_line += piece
+        self._begun += piece
 
     def _check_chunks(self, excess: int) -> None:
         self._excess = max(self._excess + excess, 0)
@@ -177,8 +199,6 @@ class RequestReader:
             lines.append(b"Transfer-Encoding: chunked")
         else:
             lines.append(b"Content-Length: %d" % request.length)
-        if not request.keep_alive:
-            lines.append(b"Connection: close")
         self._upgrading = False
         self._replaying = True
         self._parser = HttpRequestParser(self)
@@ -213,19 +233,16 @@ class RequestReader:
         headers = self._headers
         self._headers = []  # from here on: trailers
         self.head = head = RequestHead(method, target, headers)
-        piece = self._piece
-        limit = self._max_header_size
-        if self.head_size + self._uncounted > limit:  # it may be too large: let us see
-            size = len(method) + len(target) + len(b"  HTTP/1.1\r\n\r\n") + _size(headers)
-            if size > limit:
-                raise self._head_too_large()
+        if self.head_size > self._max_header_size:
+            raise self._head_too_large()
         if len(headers) > self._max_header_count:
             raise HttpError(431, "too many header fields")
-        if self._request_line:
-            piece = self._request_line + piece
-            self._request_line = b""
+        data = self._piece
+        if self._begun:
+            data = self._begun + data
+            self._begun = b""
         # llhttp takes RTSP too, and does not tell which it was.
-        if b" RTSP/" in piece and method + b" " + target + b" RTSP/" in piece:
+        if b" RTSP/" in data and data.lstrip(b"\r\n").startswith(b"%b %b RTSP/" % (method, target)):
             raise HttpError(505, "this is not HTTP")
         version = parser.get_http_version()
         head.target, host, length, expects_continue = examine(method, target, version, headers)
@@ -268,7 +285,6 @@ class RequestReader:
         self.receiving = None
         self.head = None
         self.head_size = 0
-        self._uncounted = len(self._piece)
         self._target = b""
 
 

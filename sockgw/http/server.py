@@ -5,9 +5,9 @@ a body in its exchange. Nothing of the application runs inside the parser. :meth
 on what the order of responses allows: one exchange is active at a time, the next one is told to the
 application when the response before it is out and the client's socket has taken it.
 
-So a client cannot make us hold much. Whatever is not needed yet stays in its own hands: as soon as
-a request waits its turn, no more is read, and of what has been read already no more is parsed than
-one slice. That counts, since 64 KiB of small requests are worth megabytes once they are objects.
+So a client cannot make us hold much. As soon as a request waits its turn, no more is read, and what
+has been read already is not parsed: 64 KiB of small requests are worth megabytes once they are
+objects.
 
 After each step :meth:`settle` derives from the state what is awaited now, which decides whether to
 read and when to lose patience; see :class:`Awaited`.
@@ -25,7 +25,6 @@ from typing import Any
 
 from twisted.internet.interfaces import (
     IAddress,
-    IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
     ISSLTransport,
@@ -37,8 +36,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sockgw.deadlines import Deadlines
-from sockgw.http.exchange import Application, Exchange, Framing, RequestHandler
-from sockgw.http.framing import CHUNKED, HttpError
+from sockgw.http.exchange import NOBODY, Application, Exchange, Framing, RequestHandler
+from sockgw.http.farewell import Farewell
+from sockgw.http.framing import HttpError
 from sockgw.http.headers import lower
 from sockgw.http.reader import RequestReader
 from sockgw.protocol.heads import RequestHead, ResponseHead
@@ -54,9 +54,6 @@ __all__ = [
 ]
 
 _log = Logger()
-
-# How much is parsed at once while requests may follow each other: about 300 of the smallest.
-_SLICE = 8192  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +79,6 @@ class Awaited(enum.Enum):
     BODY = enum.auto()  #: more of a request's body; then 408, or a broken response
     READER = enum.auto()  #: that the client takes what we have written; then it is cut off
     SIGN_OF_LIFE = enum.auto()  #: after a FIN; then it may count as gone
-    SURPLUS = enum.auto()  #: the end of what a client sends after its last answer; then we close
-    CLOSING = enum.auto()  #: that the transport flushes and closes; then it is cut off
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -119,14 +114,14 @@ class ClientConnection(Protocol):
         self._deadlines = deadlines
         self._limits = limits
         self._admitted = False
-        self._registered = False
 
         self._reader = RequestReader(
             self._begin, limits.max_header_size, limits.max_header_count, limits.max_body_size
         )
         self._active: Exchange | None = None  # whose response is due
         self._waiting: deque[Exchange] = deque()
-        self._held = b""  # not parsed yet
+        self._held = b""  # not parsed yet from _held_start on
+        self._held_start = 0
         self._refusal: tuple[HttpError, RequestHead | None] | None = None  # after all of them
 
         self._awaited = Awaited.REQUEST
@@ -134,7 +129,7 @@ class ClientConnection(Protocol):
         self._surplus = False  # something has been
         self._leaving = False  # close when the last response is out
         self._half_closed = False  # the client's FIN has come
-        self._closing = False  # ours is on its way
+        self._farewell: Farewell | None = None  # we are closing
         self._reading = True
         self._pumping = False
         self._unanswered: tuple[Exchange, bool, int] | None = None  # what was out at the FIN
@@ -149,13 +144,12 @@ class ClientConnection(Protocol):
         self.peer_address, self.peer_port = _address(transport.getPeer())
         _, self.local_port = _address(transport.getHost())
         if not self._application.connected(self):
-            self._closing = self._deaf = True
+            self._deaf = True
             transport.abortConnection()
             return
         self._admitted = True
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
-        self._registered = True
         transport.registerProducer(self, True)
         self.deadline = self._deadlines.after(self._limits.head_timeout)
         self._deadlines.watch(self)
@@ -181,9 +175,8 @@ class ClientConnection(Protocol):
         both halves.
         """
         self._half_closed = self._deaf = self._leaving = True
-        if self._closing:
-            if self._awaited is not Awaited.CLOSING:
-                self._lose()
+        if self._farewell is not None:
+            self._farewell.close()
             return
         unfinished = self._reader.receiving
         if unfinished is not None:
@@ -197,17 +190,18 @@ class ClientConnection(Protocol):
         self.pump()
 
     def writeConnectionLost(self) -> None:
-        """Our FIN is out: from now on the client has ``linger_timeout`` to take note of it."""
-        if self._awaited is Awaited.SURPLUS:
-            self.deadline = self._deadlines.after(self._limits.linger_timeout)
+        """Our FIN is out."""
+        if self._farewell is not None:
+            self._farewell.write_half_closed()
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        self._closing = self._deaf = True
-        self._deadlines.discard(self)
-        self._reader.close()
-        self._waiting.clear()
-        self._held = b""
+        farewell = self._farewell
+        if farewell is None:
+            farewell = self._leave()
+        farewell.over()
         self._lose_active()
+        self._reader.close()
+        del self._reader  # a cycle: it knows the last exchange, which knows us
         if self._admitted:
             self._admitted = False
             try:
@@ -226,9 +220,10 @@ class ClientConnection(Protocol):
         if not self.congested:
             return
         self.congested = False
-        if self._closing:
-            self._linger()
+        if self._farewell is not None:
+            self._farewell.drained()
             return
+        self._awaited = Awaited.NOTHING  # if it is congested again at once, its time begins anew
         self._unanswered = None  # the client reads
         exchange = self._active
         if exchange is not None and not exchange._over:
@@ -245,7 +240,7 @@ class ClientConnection(Protocol):
 
     def settle(self) -> None:
         """Derive from the state whether to read, and what is awaited until when."""
-        if self._closing:
+        if self._farewell is not None:
             return
         active = self._active
         receiving = self._reader.receiving
@@ -297,10 +292,6 @@ class ClientConnection(Protocol):
                 self._drop()
             else:
                 self.deadline = self._deadlines.after(self._limits.half_close_timeout)
-        elif awaited is Awaited.SURPLUS:
-            self._lose()
-        else:
-            self._reset()
 
     def _shows_life(self) -> bool:
         """Return whether a client that sent a FIN has been sent something and did not reset it."""
@@ -333,30 +324,23 @@ class ClientConnection(Protocol):
         self._waiting.append(exchange)
         return exchange
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes, start: int = 0) -> None:
         """Parse all of it, or until more than one request is due."""
         reader = self._reader
-        size = len(data)
-        start = 0
         try:
-            while start < size:
+            while start < len(data):
                 if reader.ended:
-                    self._deaf = self._surplus = True
-                    return
+                    self._surplus = True
+                    break
                 if self._waiting and (self._active is not None or len(self._waiting) > 1):
-                    self._held = data[start:]
+                    self._held = data
+                    self._held_start = start
                     return
-                receiving = reader.receiving
-                if receiving is None or receiving.length == CHUNKED:
-                    end = start + _SLICE
-                else:
-                    end = start + receiving.length - receiving.bytes_received
-                start += reader.feed(data if start == 0 and end >= size else data[start:end])
+                start = reader.feed(data, start)
         except HttpError as error:
             self._refuse(error)
         if reader.ended:
             self._deaf = True
-            self._surplus |= reader.surplus
 
     # ------------------------------------------------------------------ one after the other
 
@@ -378,20 +362,22 @@ class ClientConnection(Protocol):
         """Do one thing; return whether there may be more to do."""
         exchange = self._active
         if exchange is None:
-            if self._closing or self.congested:
+            if self._farewell is not None or self.congested:
                 # Who does not read his answers gets no further ones, or they would pile up.
                 return False
             if self._waiting:
                 self._active = exchange = self._waiting.popleft()
                 self._awaited = Awaited.NOTHING
-                exchange._handler = self._application.request(exchange)
+                handler = self._application.request(exchange)
+                if not exchange._over:
+                    exchange._handler = handler
                 return True
             if not self._held:
                 self._end_of_requests()
                 return False
-        if self._held and not self._waiting and not self._closing:
+        if self._held and not self._waiting:
             held, self._held = self._held, b""
-            self._read(held)
+            self._read(held, self._held_start)
             return True
         if exchange is None or exchange._over:
             return False
@@ -422,6 +408,7 @@ class ClientConnection(Protocol):
     def response_finished(self, exchange: Exchange) -> None:
         """The exchange's response is out."""
         self._active = None
+        exchange._handler = NOBODY  # a cycle otherwise: it knows the exchange
         if exchange._persistent and exchange.complete:
             self.pump()
         else:
@@ -432,12 +419,13 @@ class ClientConnection(Protocol):
     @property
     def leaving(self) -> bool:
         """The connection closes after the present response."""
-        return self._leaving and not self._waiting and not self._held
+        return self._leaving and not (self._waiting or self._held or self._refusal)
 
     def drain(self) -> None:
         """Close as soon as no request is under way."""
-        self._leaving = True
-        self.pump()
+        if self._admitted:
+            self._leaving = True
+            self.pump()
 
     def _refuse(self, error: HttpError) -> None:
         """Take no more requests; answer this one with an error when its turn comes."""
@@ -445,6 +433,7 @@ class ClientConnection(Protocol):
         self._held = b""
         active = self._active
         receiving = self._reader.receiving
+        self._reader.receiving = None
         if receiving is not None and receiving is active:
             if active.response_started:
                 self.cut(active)
@@ -481,6 +470,7 @@ class ClientConnection(Protocol):
 
     def forget(self, exchange: Exchange) -> None:
         """Who works on the exchange knows that it is over."""
+        exchange._handler = NOBODY
         if self._active is exchange:
             self._active = None
 
@@ -497,11 +487,12 @@ class ClientConnection(Protocol):
     def _lose_active(self) -> None:
         exchange = self._active
         self._active = None
-        if exchange is None or exchange.finished:
+        if exchange is None:
             return
         exchange._over = True
+        handler, exchange._handler = exchange._handler, NOBODY
         try:
-            exchange._handler.client_lost()
+            handler.client_lost()
         except Exception:  # noqa: BLE001 - the reactor has others to serve
             _log.failure("the application failed on a client's leaving")
 
@@ -512,54 +503,39 @@ class ClientConnection(Protocol):
 
     def _close(self, linger: bool) -> None:
         """Send what has been written, then close; with ``linger``, wait for the client to."""
-        if self._closing:
-            return
-        self._stop()
-        if not linger or self._half_closed:
-            self._lose()
-            return
-        if not self._reading:
-            # Some clients read nothing before they have sent everything.
-            self._reading = True
-            self.transport.resumeProducing()
-        if self.congested:
-            self._awaited = Awaited.READER
-            self.deadline = self._deadlines.after(self._limits.idle_timeout)
-        else:
-            self._linger()
-
-    def _linger(self) -> None:
-        self._unregister()
-        self._awaited = Awaited.SURPLUS
-        self.deadline = self._deadlines.after(self._limits.linger_timeout)
-        # Twisted's TLS would half-close the TCP below it, without a close-notify.
-        if not self.secure and IHalfCloseableDescriptor.providedBy(self.transport):
-            self.transport.loseWriteConnection()
-
-    def _lose(self) -> None:
-        self._unregister()
-        self._awaited = Awaited.CLOSING
-        self.deadline = self._deadlines.after(self._limits.idle_timeout)
-        self.transport.loseConnection()
+        if self._farewell is None:
+            farewell = self._leave()
+            if linger and not self._half_closed:
+                if not self._reading:
+                    # Some clients read nothing before they have sent everything.
+                    self._reading = True
+                    self.transport.resumeProducing()
+                farewell.linger(self.congested)
+            else:
+                farewell.close()
 
     def _reset(self) -> None:
-        """Cut the connection off: RST, and what was not sent yet is lost."""
-        self._stop()
-        self._unregister()
-        self._awaited = Awaited.NOTHING
-        self.deadline = None
-        self.transport.abortConnection()
+        """Cut the connection off."""
+        farewell = self._farewell
+        if farewell is None:
+            farewell = self._leave()
+        farewell.reset()
 
-    def _stop(self) -> None:
-        self._closing = self._deaf = True
+    def _leave(self) -> Farewell:
+        self._deaf = True
         self._waiting.clear()
         self._held = b""
         self._refusal = None
-
-    def _unregister(self) -> None:
-        if self._registered:
-            self._registered = False
-            self.transport.unregisterProducer()
+        self._deadlines.discard(self)
+        limits = self._limits
+        self._farewell = farewell = Farewell(
+            self.transport,
+            self.secure,
+            self._deadlines,
+            limits.idle_timeout,
+            limits.linger_timeout,
+        )
+        return farewell
 
 
 def _address(address: IAddress) -> tuple[str, int]:

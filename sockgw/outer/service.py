@@ -201,10 +201,14 @@ def _target_view(target: Any) -> TargetView:
 
 
 def _tick(config: OuterConfig) -> float:
-    """Return how often deadlines are looked at: often enough for the shortest, at most 4 a second
-    by default."""
+    """Return how often deadlines are looked at, in seconds: often enough for the shortest of them,
+    so that a client that has left is noticed within a second."""
     shortest = min(
-        config.timeout, config.idle_timeout, config.head_timeout, config.keep_alive_timeout
+        config.timeout,
+        config.idle_timeout,
+        config.head_timeout,
+        config.keep_alive_timeout,
+        config.half_close_timeout,
     )
     return min(max(shortest / 8, 0.02), 0.25)
 
