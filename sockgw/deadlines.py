@@ -8,8 +8,11 @@ deadline is therefore met within one tick after it passes, never before.
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 __all__ = ["Deadlines", "Expiring"]
+
+_log = Logger()
 
 
 class Expiring(Protocol):
@@ -57,7 +60,11 @@ class Deadlines:
         for item in late:
             # Expiring one item may have ended another.
             if item in self._watched:
-                item.expired()
+                try:
+                    item.expired()
+                except Exception:  # noqa: BLE001 - the others must not wait for ever for its sake
+                    self._watched.discard(item)
+                    _log.failure("a deadline's owner failed")
         if self._watched and self._timer is None:
             self._timer = self._clock.callLater(self._tick, self._sweep)
 

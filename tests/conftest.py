@@ -22,7 +22,7 @@ def _fail_if_skipped(report: Any) -> None:
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     report.outcome = "failed"
-    report.longrepr = f"In CI nothing is skipped, but this was. {reason}"
+    report.longrepr = f"In CI nothing is skipped, but this was: {reason.removeprefix('Skipped: ')}"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,11 +6,15 @@ from hypothesis import strategies as st
 
 from sockgw.http import forwarded
 from sockgw.http.forwarded import STRIPPED, ClientView, Forwarding, is_protected
-from sockgw.http.headers import get, get_all
+from sockgw.http.headers import get, lower
 from sockgw.http.networks import Networks
 from sockgw.protocol.heads import Headers
 
 FORWARDING = Forwarding(Networks.parse(["loopback", "10.0.0.0/8"]))
+
+
+def get_all(headers, name):
+    return [value for key, value in headers if lower(key) == name]
 
 
 def view(*headers: tuple[str, str], peer: str = "127.0.0.1", host: str = "a.example") -> ClientView:

@@ -41,6 +41,9 @@ _TRUE_SPELLING_ONLY = frozenset((b"host", b"content-length", b"transfer-encoding
 
 _OTHER_FORWARDED = b"x-forwarded-"  # -prefix, -server, -user, ...: believed by many origins
 
+# Some frameworks serve what these name in place of the request's target, past any policy here.
+_REROUTING = frozenset((b"x-original-url", b"x-rewrite-url"))
+
 # CGI and its heirs turn whatever is no letter or digit into "_", some of them each on its own:
 # every sign that a token may have (RFC 9110, section 5.6.2) counts as "-" here.
 _SIGNS = b"!#$%&'*+.^_`|~"
@@ -72,9 +75,10 @@ _from_trusted: dict[bytes, bool] = {}
 def is_protected(lower_name: bytes, trusted: bool = False) -> bool:
     """Tell whether a request's field of that name, given in lower case, must be dropped.
 
-    Dropped are those of :data:`STRIPPED`, the other ``X-Forwarded-…`` unless a trusted proxy sent
-    them, and, from anybody, names that an origin may take for one of these, or for ``Host``,
-    ``Content-Length`` or ``Transfer-Encoding``: ``x_forwarded_for``, ``content.length``.
+    Dropped are those of :data:`STRIPPED`, the other ``X-Forwarded-…``, ``X-Original-URL`` and
+    ``X-Rewrite-URL`` unless a trusted proxy sent them, and, from anybody, names that an origin may
+    take for one of these, or for ``Host``, ``Content-Length`` or ``Transfer-Encoding``:
+    ``x_forwarded_for``, ``content.length``.
     """
     cache = _from_trusted if trusted else _from_outside
     known = cache.get(lower_name)
@@ -82,10 +86,10 @@ def is_protected(lower_name: bytes, trusted: bool = False) -> bool:
         plain = lower_name.translate(_AS_HYPHENS)
         if plain in STRIPPED:
             known = True
-        elif plain != lower_name:
-            known = plain in _TRUE_SPELLING_ONLY or plain.startswith(_OTHER_FORWARDED)
+        elif plain in _REROUTING or plain.startswith(_OTHER_FORWARDED):
+            known = not trusted or plain != lower_name
         else:
-            known = not trusted and plain.startswith(_OTHER_FORWARDED)
+            known = plain in _TRUE_SPELLING_ONLY and plain != lower_name
         if len(cache) < _MAX_CACHED_NAMES:
             cache[lower_name] = known
     return known

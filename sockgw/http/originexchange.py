@@ -51,7 +51,9 @@ _NO_TRAILERS = HOP_BY_HOP | frozenset(
 )
 
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")  # RFC 9110, section 9.1: a token
-_TARGET = re.compile(rb"[\x21-\x7e]+")  # RFC 9112, section 3.2: visible ASCII
+# RFC 9112, section 3.2: origin-form or the asterisk, of visible ASCII without a fragment. An
+# absolute target would have an origin that is a proxy, too, go on to places that nobody allowed.
+_TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*|\*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")  # RFC 9110, section 8.6; below 2**63
 
 

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -85,10 +86,6 @@ class Awaited(enum.Enum):
 class ClientConnection(Protocol):
     """A client's connection. Made by :class:`ClientFactory`."""
 
-    #: The client's address as text, "" for none (UNIX sockets); IPv4 also where it came mapped.
-    peer_address = ""
-    peer_port = 0
-    local_port = 0
     #: Whether the client speaks TLS with us.
     secure = False
 
@@ -134,6 +131,26 @@ class ClientConnection(Protocol):
         self._pumping = False
         self._unanswered: tuple[Exchange, bool, int] | None = None  # what was out at the FIN
 
+    # Not known when the connection is made: behind HAProxy the first bytes tell (``haproxy:``).
+
+    @cached_property
+    def peer_address(self) -> str:
+        """The client's address as text, "" for none (UNIX sockets); mapped IPv4 as IPv4.
+
+        As the other two to be read once a request has come.
+        """
+        return _address(self.transport.getPeer())[0]
+
+    @cached_property
+    def peer_port(self) -> int:
+        """The client's port."""
+        return _address(self.transport.getPeer())[1]
+
+    @cached_property
+    def local_port(self) -> int:
+        """The port that the client has connected to."""
+        return _address(self.transport.getHost())[1]
+
     # ------------------------------------------------------------------ Twisted calls
 
     def connectionMade(self) -> None:
@@ -141,8 +158,6 @@ class ClientConnection(Protocol):
         self.write = transport.write
         self.write_all = transport.writeSequence
         self.secure = ISSLTransport.providedBy(transport)
-        self.peer_address, self.peer_port = _address(transport.getPeer())
-        _, self.local_port = _address(transport.getHost())
         if not self._application.connected(self):
             self._deaf = True
             transport.abortConnection()

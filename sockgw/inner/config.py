@@ -160,13 +160,16 @@ class InnerConfig(Config):
         default="10000",
     )
     ping_interval: float = setting(
-        "Time without traffic after which the tunnel is tried.",
+        "Time from one ping of the tunnel to the next, whether there is traffic or not.",
         milliseconds,
         metavar="MS",
         default="15000",
     )
     ping_timeout: float = setting(
-        "Time that the tunnel then has to answer.", milliseconds, metavar="MS", default="10000"
+        "Time after a ping within which some byte must come, or the outer layer counts as dead.",
+        milliseconds,
+        metavar="MS",
+        default="10000",
     )
     log_format: str = setting(
         "How events are logged.",

@@ -31,6 +31,10 @@ __all__ = ["NotPermitted", "TCPEndpoint", "host_and_port", "is_loopback"]
 _ATTEMPT_DELAY = 0.25  # seconds between attempts: RFC 8305, section 5
 _TIMEOUT = 30.0  # seconds for one attempt: Twisted's own default
 
+# Names being resolved in this process. A look-up waits for one of a few threads and cannot be taken
+# back, so streams that are opened and reset at once would pile them up without end.
+_MAX_RESOLUTIONS = 4_096
+
 _Address = IPv4Address | IPv6Address
 
 
@@ -102,6 +106,8 @@ class TCPEndpoint:
                 raise UnicodeError
         except UnicodeError:
             raise DNSLookupError(f"{self._host!r} is not a host name") from None
+        if _Resolution.under_way >= _MAX_RESOLUTIONS:
+            raise DNSLookupError("too many names are being resolved")
         resolution = _Resolution()
         self._reactor.nameResolver.resolveHostName(resolution, self._host, self._port)
         try:
@@ -118,7 +124,10 @@ class TCPEndpoint:
 class _Resolution:
     """Collects the addresses of one name."""
 
+    under_way = 0  #: of all of them, those without an answer
+
     def __init__(self) -> None:
+        _Resolution.under_way += 1
         self._addresses: list[_Address] = []
         # Without a canceller: the answer that comes after a cancellation is swallowed.
         self.done: Deferred[list[_Address]] = Deferred()
@@ -131,6 +140,7 @@ class _Resolution:
             self._addresses.append(address)
 
     def resolutionComplete(self) -> None:
+        _Resolution.under_way -= 1
         self.done.callback(self._addresses)
 
 

@@ -87,7 +87,7 @@ class Admission:
     def stop(self) -> None:
         """End all tunnels, and whoever is about to have one."""
         for greeting in list(self._waiting):
-            greeting.carrier.abort()
+            greeting.cut()
         for member in self._registry:
             member.tunnel.close(TunnelCode.NO_ERROR, "the outer layer stops")
 
@@ -173,6 +173,7 @@ class _Greeting:
     def __init__(self, admission: Admission, carrier: Carrier, handshake: OuterHandshake) -> None:
         self._admission = admission
         self._handshake = handshake
+        self._over = False
         self.carrier = carrier
         carrier.listener = self
         self._timer = admission.deadline(handshake.state, self._expired)
@@ -187,6 +188,8 @@ class _Greeting:
         """See pause."""
 
     def message_received(self, message: bytes) -> None:
+        if self._over:
+            return
         try:
             frames = list(decode(message))
             if len(frames) != 1 or frames[0][2]:
@@ -199,23 +202,32 @@ class _Greeting:
         except TunnelError as error:
             self._fail(HandshakeError(error.detail))
             return
-        self._timer.cancel()
         if isinstance(outcome, Authenticated):
-            self._admission.over(self)
+            self._end()
             self._admission.admit(self.carrier, self._handshake, outcome)
             return
+        self._timer.cancel()
         self._timer = self._admission.deadline(self._handshake.state, self._expired)
         self.carrier.send(encode(FrameType(outcome[0]), 0, 0, outcome[1]))
 
     def closed(self, reason: str, refused: bool) -> None:
-        if self._timer.active():
+        if not self._over:
             self._fail(HandshakeError("the peer went away during the handshake", kind=Refused.LEFT))
+
+    def cut(self) -> None:
+        """End it by our own wish."""
+        self._end()
+        self.carrier.abort()
 
     def _expired(self) -> None:
         self._fail(self._handshake.expire())
 
     def _fail(self, error: HandshakeError) -> None:
+        self._end()
+        self._admission.failed(self.carrier, error)
+
+    def _end(self) -> None:
+        self._over = True
         if self._timer.active():
             self._timer.cancel()
         self._admission.over(self)
-        self._admission.failed(self.carrier, error)

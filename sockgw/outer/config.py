@@ -98,8 +98,8 @@ class OuterConfig(Config):
         default="75000",
     )
     half_close_timeout: float = setting(
-        "How long a connection is read after its last answer, so that the client gets the answer "
-        "rather than a reset.",
+        "How long a client that has closed its sending half may be silent and unwritable before "
+        "it counts as gone.",
         milliseconds,
         metavar="MS",
         default="750",
@@ -117,13 +117,16 @@ class OuterConfig(Config):
         default="10000",
     )
     ping_interval: float = setting(
-        "Time without traffic after which a tunnel is tried.",
+        "Time from one ping of a tunnel to the next, whether there is traffic or not.",
         milliseconds,
         metavar="MS",
         default="15000",
     )
     ping_timeout: float = setting(
-        "Time that a tunnel then has to answer.", milliseconds, metavar="MS", default="10000"
+        "Time after a ping within which some byte must come, or the inner layer counts as dead.",
+        milliseconds,
+        metavar="MS",
+        default="10000",
     )
 
     trust_proxy: tuple[str, ...] = setting(

@@ -51,6 +51,18 @@ _BAD_HEAD = Refusal(400, "the request's head cannot be forwarded", "http_request
 _NOT_PASSED = frozenset((b"host", b"proxy"))
 
 
+_NO_HEAD = RequestHead(b"-", b"-", [])  # of a request that is none
+
+
+def _legible(head: RequestHead) -> RequestHead:
+    """Return the head; without its fields where one has a name too long to be looked at."""
+    try:
+        end_to_end(head.headers)
+    except ValueError:
+        return RequestHead(head.method, head.target, [])
+    return head
+
+
 class _Ignore:
     """Handles what still comes of a request that has its answer."""
 
@@ -99,6 +111,7 @@ class Gateway:
         self._id_prefix = os.urandom(6).hex()
         self._ids = count(1)
         self._connections: set[ClientConnection] = set()
+        self._broken_off: dict[ClientConnection, Relay] = {}
         self.seconds = clock.seconds
         self.remove_csps = config.remove_csps
         #: What went wrong lately, newest first.
@@ -129,6 +142,9 @@ class Gateway:
 
     def disconnected(self, connection: ClientConnection) -> None:
         self._connections.discard(connection)
+        relay = self._broken_off.pop(connection, None)
+        if relay is not None:
+            self.finished(relay, "client left")
 
     def request(self, exchange: Exchange) -> RequestHandler:
         connection = exchange.connection
@@ -188,10 +204,24 @@ class Gateway:
     def refused(
         self, connection: ClientConnection, error: HttpError, head: RequestHead | None
     ) -> tuple[ResponseHead, bytes]:
-        request_id = f"{self._id_prefix}{next(self._ids):08x}"
         refusal = Refusal(error.status, error.reason, "http_request_error")
-        self._record_refusal(connection.peer_address, head, refusal, request_id, "", self.seconds())
-        return answer(refusal, head.headers if head is not None else [], request_id)
+        relay = self._broken_off.pop(connection, None)
+        if relay is not None:
+            relay.status = refusal.status
+            self.finished(relay, refusal.reason)
+            return answer(refusal, relay.exchange.head.headers, relay.request_id.decode("ascii"))
+        request_id = f"{self._id_prefix}{next(self._ids):08x}"
+        head = _NO_HEAD if head is None else _legible(head)
+        reply, body = answer(refusal, head.headers, request_id)
+        self._record_refusal(
+            connection.peer_address,
+            head,
+            refusal,
+            request_id,
+            started=self.seconds(),
+            bytes_out=0 if head.method == b"HEAD" else len(body),
+        )
+        return reply, body
 
     # ------------------------------------------------------------------ for relays
 
@@ -225,6 +255,15 @@ class Gateway:
         exchange.respond(head)
         exchange.write(body)
         exchange.finish()
+
+    def broken_off(self, relay: Relay) -> None:
+        """A request ended within its body, before any answer.
+
+        Whether the client left or sent something else than a body follows: ``disconnected`` or
+        ``refused``. That makes one entry in the log.
+        """
+        self._deadlines.discard(relay)
+        self._broken_off[relay.exchange.connection] = relay
 
     def failed(self, relay: Relay, code: StreamCode, detail: str) -> None:
         """A relay's stream was reset before the end of its answer; ``finished`` follows."""
@@ -282,7 +321,7 @@ class Gateway:
             for field in end_to_end(headers, _NOT_PASSED)
             if not is_protected(lower(field[0]), trusted)
         ]
-        if target.preserve_host:
+        if target.preserve_host and relay.view.host:
             result.append((b"Host", relay.view.host))
         result += self._forwarding.headers_for(relay.view)
         result.append((b"X-Request-ID", relay.request_id))
@@ -318,34 +357,42 @@ class Gateway:
         target: Target | None,
     ) -> RequestHandler:
         self.answer(exchange, refusal, request_id)
-        name = target.name if target is not None else ""
-        identifier = request_id.decode("ascii")
         self._record_refusal(
-            view.address, exchange.head, refusal, identifier, name, exchange.started
+            view.address,
+            exchange.head,
+            refusal,
+            request_id.decode("ascii"),
+            started=exchange.started,
+            bytes_out=exchange.bytes_sent,
+            target=target.name if target is not None else "",
+            version=exchange.http_version,
         )
         return _IGNORE
 
     def _record_refusal(
         self,
         address: str,
-        head: RequestHead | None,
+        head: RequestHead,
         refusal: Refusal,
         request_id: str,
-        target: str,
+        *,
         started: float,
+        bytes_out: int,
+        target: str = "",
+        version: tuple[int, int] = (1, 1),
     ) -> None:
         duration = self.seconds() - started
-        self._metrics.request_done(target or "-", refusal.status, duration, 0, 0)
-        headers = head.headers if head is not None else []
+        self._metrics.request_done(target or "-", refusal.status, duration, 0, bytes_out)
+        headers = head.headers
         self._access_log.record(
             Entry(
                 time=time.time() - duration,
                 client=address,
-                method=head.method if head is not None else b"-",
-                target=head.target if head is not None else b"-",
-                version=(1, 1),
+                method=head.method,
+                target=head.target,
+                version=version,
                 status=refusal.status,
-                bytes_out=0,
+                bytes_out=bytes_out,
                 bytes_in=0,
                 referer=get(headers, b"referer") or b"",
                 user_agent=get(headers, b"user-agent") or b"",

@@ -26,6 +26,10 @@ __all__ = ["Owner", "Relay"]
 _OWN = frozenset((b"x-request-id",))
 _CONTINUE = 100
 
+# Credit does not bound heads. 100, 102 and 103 come one to three times for a request; more would
+# fill our memory for a client that does not read.
+_MAX_INFORMED = 16
+
 
 class Owner(Protocol):
     """What a relay needs from the gateway that made it."""
@@ -51,12 +55,16 @@ class Owner(Protocol):
     def finished(self, relay: Relay, outcome: str) -> None:
         """The relay is over; called once. ``outcome`` is empty if all went well."""
 
+    def broken_off(self, relay: Relay) -> None:
+        """In place of ``finished``: the request ended within its body, before any answer."""
+
 
 class Relay:
     """Handles a client's request and the stream that carries it."""
 
     __slots__ = (
         "_gateway",
+        "_informed",
         "_over",
         "_request_ended",
         "_unconsumed",
@@ -84,6 +92,7 @@ class Relay:
     ) -> None:
         self._gateway = gateway
         self._unconsumed = 0
+        self._informed = 0
         self._over = False
         self._request_ended = not exchange.body_expected
         self.exchange = exchange
@@ -103,8 +112,7 @@ class Relay:
         stream.write(data)
         if stream.congested:
             self.exchange.pause_request()
-        if not self.status:
-            self.deadline = self._gateway.response_deadline()
+        self._progress()
 
     def body_ended(self, trailers: Headers) -> None:
         if not self._request_ended:
@@ -115,7 +123,11 @@ class Relay:
     def client_lost(self) -> None:
         self.stream.reset(StreamCode.CANCELLED)
         self.member.tunnel.hurry()
-        self._finish("client left")
+        if self.status or self.exchange.complete:
+            self._finish("client left")
+        elif not self._over:
+            self._over = True
+            self._gateway.broken_off(self)
 
     def response_drained(self) -> None:
         count, self._unconsumed = self._unconsumed, 0
@@ -131,15 +143,15 @@ class Relay:
         if head.status < 200:
             self._inform(head)
             return
-        headers = end_to_end(head.headers, _OWN)
-        rewriter = self._gateway.rewriter(self.route, head.origin)
-        if rewriter is not None:
-            view = self.view
-            headers = rewriter.rewrite(
-                headers, view.proto, view.authority(), self._gateway.remove_csps
-            )
-        headers.append((b"X-Request-ID", self.request_id))
         try:
+            headers = end_to_end(head.headers, _OWN)
+            rewriter = self._gateway.rewriter(self.route, head.origin)
+            if rewriter is not None:
+                view = self.view
+                headers = rewriter.rewrite(
+                    headers, view.proto, view.authority(), self._gateway.remove_csps
+                )
+            headers.append((b"X-Request-ID", self.request_id))
             exchange.respond(ResponseHead(head.status, head.reason, headers))
         except ValueError:
             self._fail(StreamCode.ORIGIN_MALFORMED, "a head that cannot be written")
@@ -177,8 +189,7 @@ class Relay:
         self._finish(code.name.lower().replace("_", " "))
 
     def drained(self) -> None:
-        if not self.status:
-            self.deadline = self._gateway.response_deadline()
+        self._progress()
         self.exchange.resume_request()
 
     # ------------------------------------------------------------------ from the clock
@@ -191,12 +202,23 @@ class Relay:
 
     # ------------------------------------------------------------------ inside
 
+    def _progress(self) -> None:
+        """Some of the request has gone up."""
+        if self.status:
+            self.deadline = self._gateway.idle_deadline()
+        else:
+            self.deadline = self._gateway.response_deadline()
+
     def _finish(self, outcome: str) -> None:
         if not self._over:
             self._over = True
             self._gateway.finished(self, outcome)
 
     def _inform(self, head: ResponseHead) -> None:
+        self._informed += 1
+        if self._informed > _MAX_INFORMED:
+            self._fail(StreamCode.ORIGIN_MALFORMED, "too many interim responses")
+            return
         # 101 is not asked for; 100 only by who expects it (RFC 9110, section 15.2).
         if head.status == 101 or (head.status == _CONTINUE and not self.exchange.expects_continue):
             return

@@ -18,6 +18,7 @@ use up what belongs to all, which is the stall that users of other systems repor
 """
 
 from collections import deque
+from contextlib import suppress
 from typing import Protocol
 
 from sockgw.protocol.errors import (
@@ -109,8 +110,10 @@ class Session:
         self._max_streams = max_streams
         self._window = window
         self._last_id = -1  # the highest number opened so far, by whichever side opens
-        self._control: list[bytes] = []
+        self._control: deque[bytes] = deque()
         self._control_size = 0
+        # Beyond it only frames that answer the peer's own can pile up.
+        self._most_control = MAX_CONTROL * 2 if opens else MAX_CONTROL
         self._ready: deque[Stream] = deque()
         self._woken = False
         self._leaving = False
@@ -197,12 +200,14 @@ class Session:
 
     def next_message(self) -> bytes:
         """Return the next message for the carrier, empty if there is nothing to send."""
-        parts: list[bytes]
-        if self._control:
-            parts, self._control = self._control, []
-            size, self._control_size = self._control_size, 0
-        else:
-            parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
+        control = self._control
+        while control and size < MESSAGE_TARGET:
+            frame = control.popleft()
+            parts.append(frame)
+            size += len(frame)
+        self._control_size -= size
         relieved: list[Stream] = []
         ready = self._ready
         while ready and size < MESSAGE_TARGET:
@@ -235,8 +240,7 @@ class Session:
                 try:
                     stream.handler.drained()
                 except Exception:  # noqa: BLE001 - one handler's fault must not end the others
-                    self._handler.handler_failed(stream)
-                    stream.reset(StreamCode.INTERNAL_ERROR)
+                    self._fail(stream)
         return b"".join(parts)
 
     def send_frame(self, frame: bytes) -> None:
@@ -287,15 +291,17 @@ class Session:
             except ProtocolError:
                 raise
             except Exception:  # noqa: BLE001 - one handler's fault must not end the others
-                self._fail(number)
+                stream = self.streams.get(number)
+                # Else the fault came after the stream's end, and there is nothing left to reset.
+                if stream is not None:
+                    self._fail(stream)
         self._bytes_untold += len(message)
         if not self._woken and (
             self._received - self._told >= ACK_FRAMES or self._bytes_untold >= ACK_BYTES
         ):
             self._woken = True
             self._handler.output_ready()
-        if self._control_size > MAX_CONTROL and not self._opens:
-            # Only frames that answer the peer's own pile up without bound on this side.
+        if self._control_size > self._most_control:
             raise TunnelError(TunnelCode.FLOODED, "asks for answers but does not take them")
 
     def _receive_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
@@ -394,10 +400,10 @@ class Session:
             except Exception:  # noqa: BLE001 - as above
                 self._handler.handler_failed(stream)
 
-    def _fail(self, number: int) -> None:
-        stream = self.streams.get(number)
-        if stream is None:
-            # The handler's fault came after the stream had ended; there is nothing left to reset.
-            return
+    def _fail(self, stream: Stream) -> None:
+        """A stream's handler raised: end the stream on both sides."""
         self._handler.handler_failed(stream)
         stream.reset(StreamCode.INTERNAL_ERROR)
+        # It may have a client or an origin that still waits.
+        with suppress(Exception):
+            stream.handler.reset(StreamCode.INTERNAL_ERROR, "the handler failed")

@@ -5,11 +5,13 @@ every byte that comes, pause and resume from the transport below, and one ``clos
 
 What Autobahn does by itself and is undone here: it formats debug lines and fires Deferreds for
 every message, logs each failure although its owner does, accepts any Origin, and knows no limits
-until told.
+until told. Its timers run on the global reactor, floored to whole seconds, and do not cover a peer
+that begins to close and then keeps the connection: the two that are needed are our own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -23,7 +25,13 @@ from autobahn.twisted.websocket import (
 from autobahn.websocket import USES_NVX
 from autobahn.websocket.types import ConnectionDeny
 from OpenSSL import SSL
-from twisted.internet.interfaces import IAddress, IProtocolFactory, IPushProducer, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocolFactory,
+    IPushProducer,
+    IReactorTime,
+)
 from twisted.web.resource import IResource
 from zope.interface import implementer
 
@@ -44,6 +52,8 @@ FAST_MASKING: bool = bool(USES_NVX)
 """Whether masking is native; without it each byte costs a step of the interpreter."""
 
 MAX_GREETING = 8_192  # bytes of a message before the peer has said who it is
+_MAX_ANSWER = 16_384  # bytes of the answer to an upgrade request
+_END_TIMEOUT = 1.0  # seconds from the first word of an end, by either side, until it is made
 
 _REFUSED = 1008  # "policy violation", RFC 6455 section 7.4.1: all that a stranger is told
 
@@ -68,7 +78,10 @@ class CarrierListener(Protocol):
 
 
 class Carrier(Protocol):
-    """One end of an open WebSocket."""
+    """One end of an open WebSocket.
+
+    After ``refuse``, ``close`` and ``abort`` no more messages come, only ``closed``.
+    """
 
     listener: CarrierListener
     peer_address: str
@@ -111,30 +124,41 @@ class _CarrierMixin:
     log = _Silence()
     listener: CarrierListener
     transport: Any
+    factory: Any
+    state: int
     peer_address = ""
     host = ""
+    _timer: IDelayedCall | None = None
+    _gone = False  # there is no connection any more, or soon
 
     def _start(self) -> None:
-        transport = self.transport
         # After an upgrade the HTTP channel is still the transport's producer.
-        transport.unregisterProducer()
-        transport.registerProducer(self, True)
+        self.transport.unregisterProducer()
+        if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
+            self.transport.registerProducer(self, True)
 
     # Autobahn's hooks, in camel case.
 
     def dataReceived(self, data: bytes) -> None:
-        listener = getattr(self, "listener", None)
-        if listener is not None:
-            listener.heard()
+        state = self.state
+        if state == self.STATE_OPEN:  # type: ignore[attr-defined]
+            self.listener.heard()
+        elif state == self.STATE_CLOSED:  # type: ignore[attr-defined]
+            return  # Autobahn would pile it up
         self._dataReceived(data)  # type: ignore[attr-defined]
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         # Without the debug line that is coloured for each message, and the tests' chopping.
         self.transport.write(data)
 
+    def onMessageFrameData(self, payload: bytes) -> None:
+        # A message may have any number of empty frames: remembering each would know no bound.
+        if payload:
+            super().onMessageFrameData(payload)  # type: ignore[misc]
+
     def onMessageEnd(self) -> None:
         # What the base class does, without a Deferred for each message.
-        if not self.failedByMe:  # type: ignore[attr-defined]
+        if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
             message = b"".join(self.message_data)  # type: ignore[has-type]
             if self.message_is_binary:  # type: ignore[attr-defined]
                 self.listener.message_received(message)
@@ -147,10 +171,41 @@ class _CarrierMixin:
         if not self._full:
             super().onPing(payload)  # type: ignore[misc]
 
+    def sendCloseFrame(self, *args: Any, **kwargs: Any) -> None:
+        # Also the answer to the peer's.
+        super().sendCloseFrame(*args, **kwargs)  # type: ignore[misc]
+        self._limit(_END_TIMEOUT, self._cut)
+
+    def _closeConnection(self, abort: bool = False) -> None:
+        if abort:
+            self._cut()
+        else:
+            # What waits to be sent goes first, if the peer takes it.
+            self._limit(_END_TIMEOUT, self._cut)
+            self.transport.loseConnection()
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        listener = getattr(self, "listener", None)
-        if listener is not None:
-            listener.closed(reason or f"closed with code {code}", code == _REFUSED)
+        self._gone = True
+        self._limit(None)
+        self._closed(reason or f"closed with code {code}", code == _REFUSED)
+
+    def _closed(self, reason: str, refused: bool) -> None:
+        if hasattr(self, "listener"):
+            self.listener.closed(reason, refused)
+
+    # Time.
+
+    def _limit(self, seconds: float | None, late: Callable[[], None] | None = None) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+        if seconds is not None and late is not None and not self._gone:
+            self._timer = self.factory.reactor.callLater(seconds, late)
+
+    def _cut(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self.transport.abortConnection()
 
     # The transport's producer.
 
@@ -181,13 +236,16 @@ class _CarrierMixin:
         self.maxMessagePayloadSize = MAX_MESSAGE
 
     def refuse(self) -> None:
-        self.sendClose(_REFUSED)  # type: ignore[attr-defined]
+        # sendClose() takes no code below 3000 but 1000.
+        self.sendCloseFrame(_REFUSED)
 
     def close(self) -> None:
-        self.sendClose(1000)  # type: ignore[attr-defined]
+        self.sendCloseFrame(1000)
 
     def abort(self) -> None:
-        self.dropConnection(abort=True)  # type: ignore[attr-defined]
+        if not self._gone:  # Twisted's TLS raises on a lost connection
+            self.dropConnection(abort=True)  # type: ignore[attr-defined]
+            self._cut()  # an end in good order may have begun, which the line above leaves alone
 
     def channel_binding(self) -> bytes | None:
         handle = getattr(self.transport, "getHandle", lambda: None)()
@@ -219,22 +277,41 @@ class _InnerCarrier(_CarrierMixin, WebSocketClientProtocol):  # type: ignore[mis
 
     factory: _InnerFactory
 
+    def connectionMade(self) -> None:
+        self._limit(self.factory.handshake_timeout, self._late)
+        super().connectionMade()
+
+    def _late(self) -> None:
+        self._fail_connection(1002, "the WebSocket did not open in time")
+
+    def processHandshake(self) -> None:
+        if len(self.data) > _MAX_ANSWER:
+            self._fail_connection(1002, "too long an answer to the upgrade request")
+            return
+        try:
+            super().processHandshake()
+        except Exception as error:  # noqa: BLE001 - Autobahn takes the answer for well-formed
+            self._fail_connection(1002, f"the answer is no HTTP ({type(error).__name__})")
+
     def onConnect(self, response: Any) -> None:
         if response.protocol != SUBPROTOCOL:
             self._fail_connection(1002, "the server does not speak this protocol")
 
     def onOpen(self) -> None:
+        if self.state != self.STATE_OPEN:
+            return  # onConnect has refused
+        self._limit(None)
         address = self.transport.getPeer()
         self.peer_address = getattr(address, "host", None) or "unix"
         self.host = self.factory.dialled
         self.factory.opened(cast(Carrier, self))
         self._start()
 
-    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+    def _closed(self, reason: str, refused: bool) -> None:
         if hasattr(self, "listener"):
-            super().onClose(wasClean, code, reason)
+            self.listener.closed(reason, refused)
         else:
-            self.factory.failed(reason or "the connection was closed")
+            self.factory.failed(reason)
 
 
 class Opened(Protocol):
@@ -268,6 +345,7 @@ class _InnerFactory(WebSocketClientFactory):  # type: ignore[misc]
     opened: Opened
     failed: Failed
     dialled: str
+    handshake_timeout: float
 
 
 _LIMITS = {
@@ -275,7 +353,7 @@ _LIMITS = {
     "maxMessagePayloadSize": MAX_GREETING,
     "autoPingInterval": 0,  # the protocol's own pings measure and never starve
     "failByDrop": True,
-    "closeHandshakeTimeout": 1,
+    "closeHandshakeTimeout": 0,
     "tcpNoDelay": True,
     "utf8validateIncoming": False,  # text is refused whole
 }
@@ -307,7 +385,8 @@ def client_factory(
     factory.opened = opened
     factory.failed = failed
     factory.dialled = (urlsplit(url).hostname or "").lower()
-    factory.setProtocolOptions(
-        openHandshakeTimeout=handshake_timeout, serverConnectionDropTimeout=1, **_LIMITS
-    )
+    if ":" in factory.dialled:
+        factory.host = f"[{factory.dialled}]"  # for the Host header: RFC 3986, section 3.2.2
+    factory.handshake_timeout = handshake_timeout
+    factory.setProtocolOptions(openHandshakeTimeout=0, serverConnectionDropTimeout=0, **_LIMITS)
     return cast(IProtocolFactory, factory)

@@ -36,7 +36,8 @@ class Opener(Protocol):
 class Tunnel:
     """One end of an authenticated tunnel.
 
-    ``ended`` is called once with the tunnel and the reason, after all its streams were reset.
+    ``ended`` is called once with the tunnel and the reason, before its streams are reset: whoever
+    then asks for a new stream must not find this tunnel any more.
     ``opened`` handles the streams that the peer opens; without it, this side is the one that opens.
     """
 
@@ -62,6 +63,7 @@ class Tunnel:
         self._on_opened = opened
         self._writable = True
         self._ended = False
+        self._flushing = False
         self._flush_call: IDelayedCall | None = None
         self._heard = self._pinged = clock.seconds()
         self._ping_number = 0
@@ -178,14 +180,20 @@ class Tunnel:
         self._flush()
 
     def _flush(self) -> None:
-        send = self._carrier.send
-        next_message = self.session.next_message
-        while self._writable:  # send() may pause us from within
-            message = next_message()
-            if not message:
-                return
-            self.bytes_out += len(message)
-            send(message)
+        if self._flushing:
+            # A handler that was told to go on hurries: a message made now would overtake the one
+            # that is just being made.
+            return
+        self._flushing = True
+        try:
+            while self._writable:  # send() may pause us from within
+                message = self.session.next_message()
+                if not message:
+                    return
+                self.bytes_out += len(message)
+                self._carrier.send(message)
+        finally:
+            self._flushing = False
 
     def _ping(self) -> None:
         self._pinged = self._clock.seconds()
@@ -211,5 +219,5 @@ class Tunnel:
             self._timer.cancel()
         if self._flush_call is not None and self._flush_call.active():
             self._flush_call.cancel()
-        self.session.end(StreamCode.TUNNEL_LOST, reason)
         self._on_ended(self, reason)
+        self.session.end(StreamCode.TUNNEL_LOST, reason)

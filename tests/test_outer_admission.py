@@ -1,0 +1,664 @@
+"""Admission: who gets a tunnel, who does not, and what the log and the metrics say of it."""
+
+import os
+import time
+
+import msgpack
+import pytest
+from tunnelpair import FakeCarrier
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+
+from sockgw.config import load
+from sockgw.keys import generate, load_private_key
+from sockgw.outer.admission import Admission
+from sockgw.outer.config import OuterConfig
+from sockgw.outer.keyring import Keyring
+from sockgw.outer.metrics import Metrics
+from sockgw.outer.registry import Registry
+from sockgw.protocol.errors import TunnelCode
+from sockgw.protocol.frames import FIN, FrameType, decode, encode
+from sockgw.protocol.handshake import (
+    CHALLENGE,
+    HELLO,
+    MAX_PAYLOAD,
+    NONCE_SIZE,
+    PROOF,
+    WELCOME,
+    InnerHandshake,
+    Refused,
+    Welcome,
+    signed_message,
+)
+from sockgw.protocol.payloads import decode_goaway
+
+HOST = "gateway.test"
+ADDRESS = "192.0.2.1"
+
+
+class Wire(FakeCarrier):
+    """The outer layer's end of a connection, which tells its own listener of its end, too."""
+
+    def __init__(self, clock, host=HOST, binding=None):
+        super().__init__(host)
+        self.clock = clock
+        self.binding = binding
+        self.calls = []
+        self.lost = False
+
+    def refuse(self):
+        self._close("refuse")
+
+    def close(self):
+        self._close("close")
+
+    def abort(self):
+        self._close("abort")
+
+    def _close(self, how):
+        if self.open:
+            self.open = False
+            self.calls.append(how)
+            self.clock.callLater(0, self.lose, "closed by us")
+
+    def lose(self, reason="closed by the peer"):
+        """The connection is over."""
+        self.open = False
+        if not self.lost:
+            self.lost = True
+            self.listener.closed(reason, False)
+
+    def say(self, *frames, together=False):
+        """The peer sends frames, each in a message of its own."""
+        messages = [b"".join(frames)] if together else frames
+        for message in messages:
+            if self.open:
+                self.listener.heard()
+                self.listener.message_received(message)
+
+    def take(self):
+        sent, self.sent = self.sent, []
+        return [(kind, payload) for message in sent for kind, _, _, payload in decode(message)]
+
+
+def framed(kind, payload):
+    return encode(FrameType(kind), 0, 0, payload)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """Private keys by name; ``office``, ``plant`` and ``both`` have a certificate that is known."""
+    directory = tmp_path_factory.mktemp("keys")
+    result = {"directory": directory}
+    for name in ("office", "plant", "both", "stranger"):
+        private = directory / f"{name}.key"
+        generate(private, directory / f"{name}.crt", common_name=name)
+        result[name] = load_private_key(private)
+    return result
+
+
+@pytest.fixture
+def events():
+    """What is logged, as (level, text)."""
+    seen = []
+
+    def observe(event):
+        assert event.get("log_failure") is None, event
+        if event["log_level"] >= LogLevel.info and "admission" in event["log_namespace"]:
+            seen.append((event["log_level"].name, formatEvent(event)))
+
+    globalLogPublisher.addObserver(observe)
+    yield seen
+    globalLogPublisher.removeObserver(observe)
+
+
+class Outer:
+    """Admission with all that it needs."""
+
+    def __init__(self, keys, **texts):
+        directory = keys["directory"]
+        settings = {
+            "public-key": [
+                f"{directory}/office.crt",
+                f"{directory}/plant.crt",
+                f"one,two={directory}/both.crt",
+            ],
+            "targets": ["unused"],
+            **{name.replace("_", "-"): [text] for name, text in texts.items()},
+        }
+        self.config = load(OuterConfig, settings, {})
+        self.clock = Clock()
+        self.keyring = Keyring(self.config.public_key, self.clock)
+        self.registry = Registry(self.config.max_tunnels)
+        self.metrics = Metrics()
+        self.admission = Admission(
+            self.config,
+            self.clock,
+            self.keyring,
+            self.registry,
+            self.metrics,
+            self.keyring.decoy,
+        )
+
+    def open(self, **options):
+        wire = Wire(self.clock, **options)
+        self.admission.opened(wire)
+        return wire
+
+    @property
+    def refusals(self):
+        """How many were turned away, by kind."""
+        return {kind: n for kind, n in self.metrics._handshake_failures.items() if n}
+
+
+@pytest.fixture
+def outer(keys):
+    return Outer(keys)
+
+
+def inner_side(key, identifier="", host=HOST, binding=None):
+    return InnerHandshake(
+        nonce=os.urandom(NONCE_SIZE),
+        fingerprint=key.public_key.fingerprint,
+        sign=key.sign,
+        identifier=identifier,
+        host=host,
+        channel_binding=binding,
+        agent="test/1",
+    )
+
+
+def greet(outer, key, identifier="", host=HOST, binding=None, wire=None):
+    """Perform the handshake up to the proof; return the connection and the inner side."""
+    wire = wire or outer.open(binding=binding)
+    inner = inner_side(key, identifier, host, binding)
+    wire.say(framed(*inner.start()))
+    ((kind, payload),) = wire.take()
+    assert kind == CHALLENGE
+    wire.say(framed(*inner.receive(kind, payload)))
+    return wire, inner
+
+
+def admitted(outer, *args, **kwargs):
+    wire, inner = greet(outer, *args, **kwargs)
+    ((kind, payload), *rest) = wire.take()
+    assert kind == WELCOME
+    welcome = inner.receive(kind, payload)
+    assert type(welcome) is Welcome
+    assert rest == []
+    return wire, welcome
+
+
+def is_refused(outer, wire, kind, events, reason):
+    """Everything that must be true of an end without a tunnel, now and later."""
+    for _ in range(3):
+        assert wire.sent == [], "a stranger was told something"
+        assert wire.calls == ["refuse"]
+        assert len(outer.registry) == 0
+        assert outer.refusals == {kind: 1}
+        assert len(events) == 1, events
+        level, text = events[0]
+        assert level == "warn"
+        assert text.startswith(f"inner layer refused: {reason} address={ADDRESS} key=")
+        outer.clock.advance(100)
+    assert outer.clock.getDelayedCalls() == []
+    assert not outer.admission._waiting
+
+
+# ---------------------------------------------------------------------- success
+
+
+def test_a_known_key_gets_a_tunnel(outer, keys, events):
+    wire, welcome = admitted(outer, keys["office"])
+    assert wire.large
+    assert welcome.identifier == "office"
+    assert welcome.max_streams == outer.config.max_streams
+    assert welcome.resume_window == 0
+    (member,) = outer.registry
+    assert member.identifier == member.tunnel.identifier == "office"
+    assert member.fingerprint == keys["office"].public_key.fingerprint
+    assert member.address == ADDRESS
+    assert abs(member.since - time.time()) < 10
+    assert member.tunnel.available
+    assert wire.listener is member.tunnel
+    assert events == [
+        (
+            "info",
+            f"inner layer office connected address={ADDRESS} key={keys['office'].public_key} "
+            "agent=test/1",
+        )
+    ]
+    assert outer.refusals == {}
+    assert not outer.admission._waiting
+
+
+def test_tunnels_have_different_names(outer, keys):
+    assert admitted(outer, keys["office"])[1].tunnel != admitted(outer, keys["office"])[1].tunnel
+    assert outer.registry.identifiers() == {"office": 2}
+
+
+@pytest.mark.parametrize(("asked", "given"), [("", "one"), ("one", "one"), ("two", "two")])
+def test_a_key_with_several_identifiers(outer, keys, asked, given):
+    _, welcome = admitted(outer, keys["both"], asked)
+    assert welcome.identifier == given
+    assert outer.registry.identifiers() == {given: 1}
+
+
+def test_a_mapped_address_is_told_as_what_it_is(outer, keys, events):
+    wire = outer.open()
+    wire.peer_address = "::ffff:192.0.2.9"
+    greet(outer, keys["office"], wire=wire)
+    (member,) = outer.registry
+    assert member.address == "192.0.2.9"
+    unix = outer.open()
+    unix.peer_address = "unix"
+    greet(outer, keys["office"], wire=unix)
+    assert [member.address for member in outer.registry] == ["192.0.2.9", "unix"]
+
+
+def test_no_timer_of_the_greeting_is_left(outer, keys):
+    _, _ = admitted(outer, keys["office"])
+    (member,) = outer.registry
+    outer.clock.advance(9.9)
+    member.tunnel.heard()
+    outer.clock.advance(0.2)
+    assert len(outer.registry) == 1
+
+
+def test_an_end_is_told(outer, keys, events):
+    wire, _ = admitted(outer, keys["office"])
+    events.clear()
+    outer.clock.advance(0)
+    wire.lose("the cable broke")
+    assert len(outer.registry) == 0
+    assert events == [
+        ("info", f"inner layer office disconnected: the cable broke address={ADDRESS}")
+    ]
+    assert outer.metrics._ended[1] > 0  # the ping
+    outer.clock.advance(100)
+    assert outer.clock.getDelayedCalls() == []
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_an_unknown_key(outer, keys, events):
+    wire, _ = greet(outer, keys["stranger"])
+    is_refused(outer, wire, Refused.KEY, events, "unknown key")
+    assert events[0][1].endswith(f"key={keys['stranger'].public_key}")
+
+
+def test_a_wrong_signature(outer, keys, events):
+    inner = inner_side(keys["stranger"])
+    inner._fingerprint = keys["office"].public_key.fingerprint
+    wire = outer.open()
+    wire.say(framed(*inner.start()))
+    wire.say(framed(*inner.receive(*wire.take()[0])))
+    is_refused(outer, wire, Refused.SIGNATURE, events, "wrong signature")
+    assert events[0][1].endswith(f"key={keys['office'].public_key}")
+
+
+def test_a_replayed_proof(outer, keys, events):
+    first = outer.open()
+    inner = inner_side(keys["office"])
+    hello = framed(*inner.start())
+    first.say(hello)
+    proof = framed(*inner.receive(*first.take()[0]))
+    second = outer.open()
+    second.say(hello)
+    second.take()
+    second.say(proof)
+    first.lose()
+    events[:] = [event for event in events if "went away" not in event[1]]
+    outer.metrics._handshake_failures[Refused.LEFT] = 0
+    is_refused(outer, second, Refused.SIGNATURE, events, "wrong signature")
+
+
+def test_an_identifier_of_another_key(outer, keys, events):
+    wire, _ = greet(outer, keys["office"], "plant")
+    is_refused(outer, wire, Refused.IDENTIFIER, events, "identifier 'plant' is not of its key")
+
+
+def test_a_proof_for_another_host(outer, keys, events):
+    wire, _ = greet(outer, keys["office"], host="evil.test")
+    is_refused(outer, wire, Refused.HOST, events, "dialled 'evil.test', which is not our name")
+
+
+def test_the_host_of_the_connection_is_the_right_one_without_a_list(outer, keys):
+    wire = outer.open(host="other.test")
+    greet(outer, keys["office"], host="other.test", wire=wire)
+    assert len(outer.registry) == 1
+
+
+def test_listed_hosts_alone_are_right(keys, events):
+    outer = Outer(keys, socket_host="Gateway.Test:3001, [::1]")
+    for host in (HOST, "::1"):
+        # Whatever a proxy in front has made of the Host header.
+        wire = outer.open(host="10.0.0.1")
+        greet(outer, keys["office"], host=host, wire=wire)
+    assert len(outer.registry) == 2
+    wire = outer.open(host="10.0.0.1")
+    greet(outer, keys["office"], host="10.0.0.1", wire=wire)
+    assert wire.calls == ["refuse"]
+
+
+def test_a_version_that_nobody_speaks(outer, events):
+    wire = outer.open()
+    hello = msgpack.packb(
+        {"versions": [2, 3], "nonce": os.urandom(32), "agent": "later", "capabilities": []}
+    )
+    wire.say(framed(HELLO, hello))
+    is_refused(outer, wire, Refused.VERSION, events, "speaks versions [2, 3], not [1]")
+
+
+HELLO_FRAME = framed(
+    *InnerHandshake(
+        nonce=bytes(32),
+        fingerprint=bytes(32),
+        sign=lambda message: b"s",
+        identifier="",
+        host=HOST,
+        channel_binding=None,
+        agent="",
+    ).start()
+)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([b""], "a message of the handshake holds exactly one frame"),
+        ([b"junk"], "a frame header is cut short"),
+        ([b"GET / HTTP/1.1\r\n\r\n"], "PING of 4670804 bytes"),
+        ([HELLO_FRAME * 2], "a message of the handshake holds exactly one frame"),
+        ([HELLO_FRAME, HELLO_FRAME], "frame of type 1 in state AWAITING_PROOF"),
+        ([HELLO_FRAME[:-1]], "a payload is cut short"),
+        ([HELLO_FRAME[:5] + b"\0\0\0\1" + HELLO_FRAME[9:]], "HELLO on stream 1"),
+        ([framed(HELLO, b"\x80")], "HELLO has no proper 'versions'"),
+        ([framed(HELLO, b"\xc1")], "HELLO is not the MessagePack expected"),
+        ([framed(PROOF, b"\x80")], "frame of type 3 in state AWAITING_HELLO"),
+        ([framed(WELCOME, b"\x80")], "frame of type 4 in state AWAITING_HELLO"),
+        ([encode(FrameType.PING, 0, 0, bytes(8))], "frame of type 32 in state AWAITING_HELLO"),
+        ([encode(FrameType.DATA, 0, 1, b"x")], "a message of the handshake holds exactly one"),
+        ([b"\0\x10\1\1\0\0\0\0\0" + bytes(4097)], "HELLO of 4097 bytes"),
+        ([HELLO_FRAME, framed(PROOF, b"\x80")], "PROOF has no proper 'key'"),
+        ([HELLO_FRAME, framed(PROOF, bytes(MAX_PAYLOAD))], "PROOF is not the MessagePack"),
+    ],
+)
+def test_junk(outer, events, messages, reason):
+    wire = outer.open()
+    for message in messages:
+        wire.say(message)
+        if message is HELLO_FRAME and not wire.calls:
+            wire.take()
+    for level, text in events:
+        assert reason in text
+        assert level == "warn"
+    is_refused(
+        outer, wire, Refused.MALFORMED, events, events[0][1].split(": ")[1].split(" addr")[0]
+    )
+
+
+def test_the_peers_text_cannot_forge_a_line(outer, keys, events):
+    """Its agent and identifier stand in the log, and so must be printable."""
+    for agent in ("a\nb", "\x1b[31m", "\u202e"):
+        wire = outer.open()
+        hello = msgpack.packb(
+            {"versions": [1], "nonce": os.urandom(32), "agent": agent, "capabilities": []}
+        )
+        wire.say(framed(HELLO, hello))
+        assert wire.calls == ["refuse"]
+    wire, _ = greet(outer, keys["office"], "a\nb")
+    assert wire.calls == ["refuse"]
+    assert not any(set("\n\x1b\u202e") & set(text) for _, text in events)
+
+
+def test_what_comes_after_a_refusal_changes_nothing(outer, keys, events):
+    wire = outer.open()
+    wire.say(b"junk")
+    listener = wire.listener
+    for frame in (HELLO_FRAME, b"junk", b""):
+        listener.heard()
+        listener.message_received(frame)
+    listener.pause()
+    listener.resume()
+    wire.lose()
+    is_refused(outer, wire, Refused.MALFORMED, events, "a frame header is cut short")
+
+
+def test_a_peer_that_leaves(outer, keys, events):
+    for steps in range(3):
+        wire = outer.open()
+        inner = inner_side(keys["office"])
+        if steps > 0:
+            wire.say(framed(*inner.start()))
+        if steps > 1:
+            wire.sent.clear()
+        wire.lose()
+        assert outer.refusals == {Refused.LEFT: steps + 1}
+        assert len(events) == steps + 1
+        assert "the peer went away during the handshake" in events[-1][1]
+    assert outer.clock.getDelayedCalls() == []
+
+
+# ---------------------------------------------------------------------- time
+
+
+def test_silence(keys, events):
+    outer = Outer(keys, handshake_timeout="3000", validity="1000")
+    wire = outer.open()
+    outer.clock.advance(2.9)
+    assert wire.calls == []
+    outer.clock.advance(0.2)
+    is_refused(outer, wire, Refused.TIMEOUT, events, "no HELLO in time")
+
+
+def test_signs_of_life_are_no_hello(keys, events):
+    outer = Outer(keys, handshake_timeout="3000")
+    wire = outer.open()
+    for _ in range(31):
+        outer.clock.advance(0.1)
+        wire.listener.heard()
+    is_refused(outer, wire, Refused.TIMEOUT, events, "no HELLO in time")
+
+
+def test_a_slow_proof(keys, events):
+    outer = Outer(keys, handshake_timeout="10000", validity="1000")
+    wire = outer.open()
+    inner = inner_side(keys["office"])
+    outer.clock.advance(9)
+    wire.say(framed(*inner.start()))
+    challenge = wire.take()[0]
+    outer.clock.advance(0.9)
+    assert wire.calls == []
+    outer.clock.advance(0.2)
+    proof = framed(*inner.receive(*challenge))
+    wire.listener.message_received(proof)
+    is_refused(outer, wire, Refused.TIMEOUT, events, "challenge expired")
+
+
+def test_a_proof_in_time(keys):
+    outer = Outer(keys, handshake_timeout="1000", validity="5000")
+    wire = outer.open()
+    inner = inner_side(keys["office"])
+    wire.say(framed(*inner.start()))
+    challenge = wire.take()[0]
+    outer.clock.advance(4.9)
+    wire.say(framed(*inner.receive(*challenge)))
+    assert len(outer.registry) == 1
+
+
+# ---------------------------------------------------------------------- channel binding
+
+
+def test_the_binding_of_the_connection_is_signed(outer, keys, events):
+    """A proof that somebody in between passes on has another binding."""
+    wire, _ = admitted(outer, keys["office"], binding=b"b" * 32)
+    wire = outer.open(binding=b"b" * 32)
+    inner = inner_side(keys["office"], binding=b"c" * 32)
+    wire.say(framed(*inner.start()))
+    wire.say(framed(*inner.receive(*wire.take()[0])))
+    assert wire.calls == ["refuse"]
+    assert "wrong signature" in events[-1][1]
+
+
+def test_a_proof_without_the_binding_is_refused(outer, keys, events):
+    key = keys["office"]
+    wire = outer.open(binding=b"b" * 32)
+    hello = msgpack.packb(
+        {"versions": [1], "nonce": os.urandom(32), "agent": "", "capabilities": []}
+    )
+    wire.say(framed(HELLO, hello))
+    ((_, challenge),) = wire.take()
+    assert msgpack.unpackb(challenge)["binding"] == "tls-exporter"
+    fingerprint = key.public_key.fingerprint
+    message = signed_message(
+        hello=hello,
+        challenge=challenge,
+        fingerprint=fingerprint,
+        identifier="",
+        host=HOST,
+        channel_binding=b"",
+    )
+    proof = {
+        "key": fingerprint,
+        "identifier": "",
+        "host": HOST,
+        "signature": key.sign(message),
+    }
+    wire.say(framed(PROOF, msgpack.packb(proof)))
+    is_refused(outer, wire, Refused.SIGNATURE, events, "wrong signature")
+
+
+def test_the_binding_may_be_turned_off(keys):
+    outer = Outer(keys, channel_binding="no")
+    wire = outer.open(binding=b"b" * 32)
+    inner = inner_side(keys["office"], binding=b"another, since TLS ends at a proxy")
+    wire.say(framed(*inner.start()))
+    ((kind, challenge),) = wire.take()
+    assert msgpack.unpackb(challenge)["binding"] == "none"
+    wire.say(framed(*inner.receive(kind, challenge)))
+    assert len(outer.registry) == 1
+
+
+# ---------------------------------------------------------------------- limits
+
+
+def test_a_full_registry(keys, events):
+    outer = Outer(keys, max_tunnels="1")
+    first, _ = admitted(outer, keys["office"])
+    events.clear()
+    wire, _ = greet(outer, keys["plant"])
+    assert wire.calls == ["close"]  # not refused: it may come again soon
+    assert wire.sent == []
+    outer.clock.advance(0)
+    wire.listener.message_received(HELLO_FRAME)
+    assert outer.refusals == {Refused.LIMIT: 1}
+    assert events == [
+        (
+            "error",
+            f"inner layer plant turned away: max-tunnels is reached address={ADDRESS}",
+        )
+    ]
+    assert [member.identifier for member in outer.registry] == ["office"]
+    first.lose()
+    admitted(outer, keys["plant"])
+
+
+def test_greetings_are_no_tunnels(keys):
+    outer = Outer(keys, max_tunnels="1")
+    for _ in range(5):
+        outer.open()
+    admitted(outer, keys["office"])
+
+
+# ---------------------------------------------------------------------- revocation
+
+
+@pytest.fixture
+def directory(keys, tmp_path):
+    """A directory of keys that may change."""
+    for name in ("office", "plant"):
+        (tmp_path / f"{name}.crt").write_bytes((keys["directory"] / f"{name}.crt").read_bytes())
+    return tmp_path
+
+
+def test_revocation_ends_exactly_what_is_permitted_no_longer(keys, directory, events):
+    outer = Outer(keys, public_key=str(directory))
+    outer.keyring.on_change = outer.admission.revoke
+    office = [admitted(outer, keys["office"])[0] for _ in range(2)]
+    plant, _ = admitted(outer, keys["plant"])
+    for wire in (*office, plant):
+        wire.sent.clear()
+    (directory / "office.crt").unlink()
+    outer.keyring.check()
+    assert outer.registry.identifiers() == {"plant": 1}
+    assert plant.open
+    for wire in office:
+        assert wire.calls == ["close"]
+        sent = dict(wire.take())
+        assert decode_goaway(sent[FrameType.GOAWAY])[1] is TunnelCode.REVOKED
+    ends = [text for _, text in events if "disconnected" in text]
+    assert (
+        ends
+        == [f"inner layer office disconnected: the key is no longer accepted address={ADDRESS}"] * 2
+    )
+
+
+def test_an_identifier_may_be_revoked_alone(keys, events):
+    outer = Outer(keys)
+    one, _ = admitted(outer, keys["both"], "one")
+    two, _ = admitted(outer, keys["both"], "two")
+    entries = dict(outer.keyring._entries)
+    fingerprint = keys["both"].public_key.fingerprint
+    outer.keyring._entries[fingerprint] = type(entries[fingerprint])(
+        entries[fingerprint].public_key, ("two",), "file"
+    )
+    outer.admission.revoke()
+    assert not one.open
+    assert two.open
+
+
+def test_a_key_revoked_within_the_handshake(keys, directory, events):
+    outer = Outer(keys, public_key=str(directory))
+    outer.keyring.on_change = outer.admission.revoke
+    wire = outer.open()
+    inner = inner_side(keys["office"])
+    wire.say(framed(*inner.start()))
+    challenge = wire.take()[0]
+    (directory / "office.crt").unlink()
+    outer.keyring.check()
+    events.clear()
+    wire.say(framed(*inner.receive(*challenge)))
+    is_refused(outer, wire, Refused.KEY, events, "unknown key")
+
+
+# ---------------------------------------------------------------------- stopping
+
+
+def test_stopping_ends_everything_and_is_nobodys_fault(outer, keys, events):
+    tunnel, _ = admitted(outer, keys["office"])
+    new = outer.open()
+    half = outer.open()
+    half.say(framed(*inner_side(keys["plant"]).start()))
+    half.take()
+    outer.clock.advance(0)
+    events.clear()
+    outer.admission.stop()
+    outer.clock.advance(0)
+    assert [wire.calls for wire in (tunnel, new, half)] == [["close"], ["abort"], ["abort"]]
+    assert len(outer.registry) == 0
+    assert outer.refusals == {}
+    assert events == [
+        ("info", f"inner layer office disconnected: the outer layer stops address={ADDRESS}")
+    ]
+    assert outer.clock.getDelayedCalls() == []
+    assert not outer.admission._waiting
+
+
+def test_fin_on_a_handshake_frame_is_ignored(outer, keys):
+    """Flags that mean nothing may come to mean something in a later version."""
+    wire = outer.open()
+    kind, payload = inner_side(keys["office"]).start()
+    wire.say(encode(FrameType(kind), FIN, 0, payload))
+    assert wire.take()[0][0] == CHALLENGE
