@@ -23,6 +23,11 @@ __all__ = ["install", "observer"]
 # in another order than it has), and halves of surrogate pairs, which no encoding can write.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# Twisted's ports and factories, by class, address or number.
+_NOISE = re.compile(
+    r"\S+ starting on |\(.{0,99} Port .{0,99} Closed\)|(?:Starting|Stopping) factory "
+)
+
 # What twisted.python.log adds to its events.
 _LEGACY = frozenset(("failure", "format", "isError", "message", "printed", "system", "time", "why"))
 
@@ -66,9 +71,9 @@ def install(
 
 def _as_text(event: LogEvent) -> str | None:
     level = _level(event)
-    if level < LogLevel.info:
-        return None
     text, failure = _content(event)
+    if level < LogLevel.info or _is_noise(event, text):
+        return None
     lines = [f"{_time(event)} {level.name:<5} {_UNSAFE.sub(_escape, text)}"]
     if failure is not None:
         lines += ("    " + _UNSAFE.sub(_escape, line) for line in _traceback(failure).split("\n"))
@@ -77,9 +82,9 @@ def _as_text(event: LogEvent) -> str | None:
 
 def _as_json(event: LogEvent) -> str | None:
     level = _level(event)
-    if level < LogLevel.info:
-        return None
     text, failure = _content(event)
+    if level < LogLevel.info or _is_noise(event, text):
+        return None
     entry: dict[str, object] = {
         "time": _time(event),
         "level": level.name,
@@ -90,6 +95,13 @@ def _as_json(event: LogEvent) -> str | None:
     if failure is not None:
         entry["traceback"] = _traceback(failure)
     return json.dumps(entry) + "\n"
+
+
+def _is_noise(event: LogEvent, text: str) -> bool:
+    """Tell whether it is Twisted's remark on a listener, which our own event has said better."""
+    return _NOISE.match(text) is not None and not str(event.get("log_namespace")).startswith(
+        "sockgw"
+    )
 
 
 def _content(event: LogEvent) -> tuple[str, Failure | None]:

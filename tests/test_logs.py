@@ -192,3 +192,24 @@ def test_twistd(arguments: list[str], ours: bool, monkeypatch: pytest.MonkeyPatc
 def test_no_twistd() -> None:
     assert not install(service.Application("test"), None, "text")
     assert not install(service.MultiService(), {"nodaemon": True}, "text")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_Site starting on 3001",
+        "(TCP Port 3001 Closed)",
+        "Stopping factory <x>",
+        "Starting factory",
+    ],
+)
+def test_twisteds_remarks_on_listeners_are_left_out(text):
+    stream = io.StringIO()
+    watcher = observer("text", stream)
+    event = {"log_time": 0.0, "log_level": LogLevel.info, "log_format": "{text}", "text": text}
+    watcher({**event, "log_namespace": "twisted.internet.tcp"})
+    kept = "Starting factory" if text == "Starting factory" else ""
+    assert kept in stream.getvalue()
+    assert bool(stream.getvalue()) is bool(kept)
+    watcher({**event, "log_namespace": "sockgw.outer"})
+    assert text in stream.getvalue()

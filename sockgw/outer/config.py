@@ -130,7 +130,7 @@ class OuterConfig(Config):
     )
 
     trust_proxy: tuple[str, ...] = setting(
-        "Proxies whose X-Forwarded-* and Forwarded headers are believed: loopback, linklocal, "
+        "Proxies whose X-Forwarded-* and X-Request-ID are believed: loopback, linklocal, "
         "uniquelocal, addresses, networks.",
         _trusted,
         metavar="NAME|ADDRESS|CIDR",
