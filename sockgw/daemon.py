@@ -78,9 +78,15 @@ class Daemon(MultiService):
             failures: list[Failure] = []
             listening.addCallbacks(opened, failures.append)
             if failures:
-                raise self._exit(
-                    listen_error(description, cast(Exception, failures[0].value), option)
-                )
+                raise self._exit(_sentence(description, failures[0], option))
+            # Twisted's endpoints know at once; a plugin's may take its time.
+            listening.addCallback(self._check_late, description, failures, option)
+
+    def _check_late(
+        self, result: object, description: str, failures: list[Failure], option: str
+    ) -> None:
+        for failure in failures:
+            self._log.critical("{problem}", problem=_sentence(description, failure, option))
 
     def _exit(self, sentence: str) -> SystemExit:
         return SystemExit(f"{self.command}: {sentence}")
@@ -95,3 +101,7 @@ class Daemon(MultiService):
             self.reload()
         finally:
             self._notifier.ready()
+
+
+def _sentence(description: str, failure: Failure, option: str) -> str:
+    return listen_error(description, cast(Exception, failure.value), option)

@@ -5,9 +5,9 @@ import time
 
 import msgpack
 import pytest
-from tunnelpair import FakeCarrier
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from wire import Wire
 
 from sockgw.config import load
 from sockgw.keys import generate, load_private_key
@@ -17,7 +17,7 @@ from sockgw.outer.keyring import Keyring
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.registry import Registry
 from sockgw.protocol.errors import TunnelCode
-from sockgw.protocol.frames import FIN, FrameType, decode, encode
+from sockgw.protocol.frames import FIN, FrameType, encode
 from sockgw.protocol.handshake import (
     CHALLENGE,
     HELLO,
@@ -34,51 +34,6 @@ from sockgw.protocol.payloads import decode_goaway
 
 HOST = "gateway.test"
 ADDRESS = "192.0.2.1"
-
-
-class Wire(FakeCarrier):
-    """The outer layer's end of a connection, which tells its own listener of its end, too."""
-
-    def __init__(self, clock, host=HOST, binding=None):
-        super().__init__(host)
-        self.clock = clock
-        self.binding = binding
-        self.calls = []
-        self.lost = False
-
-    def refuse(self):
-        self._close("refuse")
-
-    def close(self):
-        self._close("close")
-
-    def abort(self):
-        self._close("abort")
-
-    def _close(self, how):
-        if self.open:
-            self.open = False
-            self.calls.append(how)
-            self.clock.callLater(0, self.lose, "closed by us")
-
-    def lose(self, reason="closed by the peer"):
-        """The connection is over."""
-        self.open = False
-        if not self.lost:
-            self.lost = True
-            self.listener.closed(reason, False)
-
-    def say(self, *frames, together=False):
-        """The peer sends frames, each in a message of its own."""
-        messages = [b"".join(frames)] if together else frames
-        for message in messages:
-            if self.open:
-                self.listener.heard()
-                self.listener.message_received(message)
-
-    def take(self):
-        sent, self.sent = self.sent, []
-        return [(kind, payload) for message in sent for kind, _, _, payload in decode(message)]
 
 
 def framed(kind, payload):

@@ -6,11 +6,14 @@ import re
 
 import pytest
 from gatewaybench import Bench
+from twisted.logger import LogLevel, globalLogPublisher
 
+from sockgw.outer.relay import Relay
+from sockgw.outer.targets import parse_targets
 from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.frames import FIN, MAX_MESSAGE, FrameType, encode
 from sockgw.protocol.heads import ResponseHead
-from sockgw.protocol.payloads import encode_reset, encode_response, u64
+from sockgw.protocol.payloads import encode_goaway, encode_reset, encode_response, u64
 from sockgw.protocol.windows import WINDOW
 
 
@@ -95,8 +98,6 @@ def test_no_host_at_all_is_not_found(bench, inner, client):
 
 
 def test_targets_may_change_while_a_request_is_under_way(bench, inner, client):
-    from sockgw.outer.targets import parse_targets
-
     client.get()
     bench.gateway.use(parse_targets("targets: {b.example: {hostname: other}}", "t"))
     inner.last.answer(b"late")
@@ -1027,6 +1028,66 @@ def test_an_inner_layer_that_asks_and_does_not_listen_is_bounded(bench, inner):
     assert len(bench.registry) == 0
     bench.run()
     assert client.ended
+
+
+def test_an_inner_layer_that_says_farewell_for_ever_is_logged_once(bench, inner, client):
+    seen = []
+    globalLogPublisher.addObserver(seen.append)
+    client.get()
+    for code in (*TunnelCode, *TunnelCode):
+        inner.inject(encode(FrameType.GOAWAY, 0, 0, encode_goaway(0, code, "again")))
+    globalLogPublisher.removeObserver(seen.append)
+    assert len([event for event in seen if event["log_level"] >= LogLevel.warn]) == 1
+    inner.last.answer()
+    bench.run()
+    assert client.status == 200
+    client.take()
+    assert client.get().status == 503
+
+
+# ---------------------------------------------------------------------- faults of our own
+
+
+@pytest.mark.parametrize("method", ["head_received", "data_received", "ended"])
+def test_a_fault_of_ours_ends_one_request_and_nobody_waits(bench, inner, monkeypatch, method):
+    bad, good = bench.client().get(), bench.client().get()
+    seen = []
+    globalLogPublisher.addObserver(seen.append)
+    with monkeypatch.context() as patched:
+
+        def fail(*arguments):
+            raise RuntimeError("a bug")
+
+        patched.setattr(Relay, method, fail)
+        inner.streams[0].answer()
+        bench.run()
+    globalLogPublisher.removeObserver(seen.append)
+    assert len([event for event in seen if "log_failure" in event]) == 1
+    if method == "head_received":
+        assert bad.status == 502
+    elif method == "data_received":
+        assert bad.ended
+        assert not bad.body
+    assert bench.entry.outcome == "internal error"
+    inner.last.answer()
+    bench.run()
+    assert good.status == 200
+
+
+def test_a_fault_of_ours_while_an_upload_goes_on(bench, inner, client, monkeypatch):
+    def fail(relay):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Relay, "drained", fail)
+    inner.consume = False
+    upload(client, 1_000_000)
+    while client.send(bytes(50_000)):
+        pass
+    inner.last.take()
+    bench.run()
+    assert inner.last.code is StreamCode.INTERNAL_ERROR
+    assert client.status == 502
+    assert bench.entry.outcome == "internal error"
 
 
 # ---------------------------------------------------------------------- flow control

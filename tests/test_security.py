@@ -1,28 +1,40 @@
 """Attacks that were tried, one test each: what a stranger or the other layer must not achieve."""
 
+from types import SimpleNamespace
+
 import pytest
 from gatewaybench import Bench
 from inner_reactor import Reactor
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.error import DNSLookupError
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from sockgw.config import load
 from sockgw.deadlines import Deadlines
 from sockgw.http.client import Origin, OriginPool
 from sockgw.http.forwarded import is_protected
+from sockgw.http.headers import serialize
 from sockgw.inner import tcp
+from sockgw.outer.admission import Admission
+from sockgw.outer.config import OuterConfig
+from sockgw.outer.metrics import Metrics
+from sockgw.outer.registry import Registry
+from sockgw.outer.site import make_site, socket_root
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import RequestHead
+from sockgw.tunnel.carrier import server_resource
 
 
 @pytest.fixture
 def events():
-    """What is logged, as the names of levels and texts."""
+    """What is logged."""
     seen = []
     globalLogPublisher.addObserver(seen.append)
     yield seen
@@ -102,12 +114,34 @@ def test_a_deadlines_owner_that_fails_holds_up_nobody(events):
         deadlines.watch(owner)
     clock.pump([0.25] * 8)
     assert [owner.calls for owner in owners] == [1] * 10
+    assert sum("log_failure" in event for event in events) == 5
     late = Owner()
     late.deadline = 3.0
     deadlines.watch(late)
     clock.pump([0.25] * 8)
     assert late.calls == 1
     assert clock.getDelayedCalls() == []
+
+
+# ---------------------------------------------------------------------- either layer
+
+CONTROLS = [bytes((code,)) for code in (*range(9), *range(10, 32), 127)]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_heads_from_the_other_layer_command_nobodys_terminal(control):
+    """As llhttp does for those from a socket (RFC 9110, section 5.5)."""
+    with pytest.raises(ValueError, match="control character"):
+        serialize(b"HTTP/1.1 200 OK", [(b"X-A", b"a" + control + b"[31m")])
+    with pytest.raises(ValueError, match="control character"):
+        serialize(b"HTTP/1.1 200 O" + control + b"K", [(b"X-A", b"a")])
+
+
+def test_what_may_stand_in_a_head_passes():
+    value = bytes((9, *range(32, 127), *range(128, 256)))
+    assert serialize(b"HTTP/1.1 200 " + value, [(b"X-A", value)]) == (
+        b"HTTP/1.1 200 " + value + b"\r\nX-A: " + value + b"\r\n\r\n"
+    )
 
 
 # ---------------------------------------------------------------------- a hostile outer layer
@@ -180,3 +214,100 @@ class NameTests(SynchronousTestCase):
         tcp.TCPEndpoint(reactor, "other", 80).connect(Factory()).addErrback(lambda _: None).cancel()
         assert reactor.nameResolver.asked == ["name"] * 3 + ["other"]
         reactor.nameResolver.receiver.resolutionComplete()
+
+
+# ---------------------------------------------------------------------- the socket port
+
+
+class _Stranger(Protocol):
+    """Asks for the WebSocket, then sends what it is told, and reads."""
+
+    def __init__(self):
+        self.received = b""
+        self.opened = Deferred()
+        self.lost = Deferred()
+
+    def connectionMade(self):
+        self.transport.write(UPGRADE)
+
+    def dataReceived(self, data):
+        self.received += data
+        head, end, rest = self.received.partition(b"\r\n\r\n")
+        if end and not self.opened.called:
+            self.received = rest
+            self.opened.callback(head[:12])
+
+    def connectionLost(self, reason=connectionDone):
+        self.lost.callback(None)
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: gateway.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: sockgw.1\r\n\r\n"
+)
+CLOSE_1008 = b"\x88\x02\x03\xf0"
+
+
+def frame(opcode, payload=b"", fin=True):
+    """Return a WebSocket frame of a client, under a mask of zeros."""
+    assert len(payload) < 126
+    return bytes((opcode | fin << 7, 0x80 | len(payload))) + bytes(4) + payload
+
+
+class SocketPortTests(TestCase):
+    timeout = 20
+
+    def setUp(self):
+        self.refusals = []
+        globalLogPublisher.addObserver(self._observe)
+        self.addCleanup(globalLogPublisher.removeObserver, self._observe)
+
+    def _observe(self, event):
+        if event.get("log_namespace", "").startswith("sockgw.") or "log_failure" in event:
+            self.refusals.append(formatEvent(event))
+
+    async def stranger(self, **milliseconds):
+        """Return a stranger's connection, with the WebSocket open."""
+        texts = {"public-key": ["unused"], "targets": ["unused"]}
+        texts |= {name.replace("_", "-"): [str(ms)] for name, ms in milliseconds.items()}
+        config = load(OuterConfig, texts, {})
+        keyring = SimpleNamespace(find=lambda fingerprint: None)
+        metrics = Metrics()
+        decoy_key = SimpleNamespace(identifiers=(), verify=lambda message, signature: False)
+        admission = Admission(config, reactor, keyring, Registry(10), metrics, decoy_key)
+        carriers = server_resource(reactor, 5, admission.opened)
+        root = socket_root(carriers, lambda: False, metrics, "", None, reactor)
+        site = make_site(root, reactor, head_timeout=5, max_connections=10)
+        port = reactor.listenTCP(0, site, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        stranger = _Stranger()
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+        await connectProtocol(endpoint, stranger)
+        self.addCleanup(lambda: stranger.lost)
+        self.addCleanup(stranger.transport.abortConnection)
+        assert await stranger.opened == b"HTTP/1.1 101"
+        self.refusals.clear()
+        return stranger
+
+    async def test_a_thousand_wrong_messages_are_one_line(self):
+        stranger = await self.stranger()
+        stranger.transport.write(frame(2, b"junk") * 1_000)
+        await stranger.lost
+        assert stranger.received == CLOSE_1008
+        assert len(self.refusals) == 1
+        assert self.refusals[0].startswith("inner layer refused: a frame header is cut short")
+
+    async def test_silence_ends(self):
+        stranger = await self.stranger(handshake_timeout=50)
+        await stranger.lost
+        assert stranger.received == CLOSE_1008
+        assert len(self.refusals) == 1
+        assert "no HELLO in time" in self.refusals[0]
+
+    async def test_frames_without_content_end_long_before_the_deadline(self):
+        for flood in (frame(0, fin=False), frame(9), frame(10, b"x" * 125)):
+            stranger = await self.stranger()
+            stranger.transport.write(frame(2, b"x", fin=False) + flood * 20_000)
+            await stranger.lost.addTimeout(5, reactor)
+            assert len(self.refusals) == 1

@@ -1076,9 +1076,10 @@ class TunnelTests(Bench):
         while not all(end.received for end in ends):
             await deferLater(reactor, 0, lambda: None)
         outer._carrier.abort()
-        await self.progress.until(lambda: set(self.ends) == {outer, inner})
-        for end in [*ends, *self.inner_ends.values()]:
-            assert end.code is StreamCode.TUNNEL_LOST
+        both = [*ends, *self.inner_ends.values()]
+        await self.progress.until(lambda: all(end.code is not None for end in both))
+        assert {end.code for end in both} == {StreamCode.TUNNEL_LOST}
+        assert set(self.ends) == {outer, inner}
 
 
 class SecureTunnelTests(TunnelTests):

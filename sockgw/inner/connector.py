@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -29,7 +29,7 @@ from sockgw.inner.config import InnerConfig
 from sockgw.inner.outerlayer import OuterLayer
 from sockgw.keys import PrivateKey
 from sockgw.protocol.errors import TunnelCode, TunnelError
-from sockgw.protocol.frames import FrameType, decode, encode
+from sockgw.protocol.frames import HEADER_SIZE, FrameType, decode, encode
 from sockgw.protocol.handshake import (
     NONCE_SIZE,
     HandshakeError,
@@ -41,6 +41,8 @@ from sockgw.tunnel.carrier import Carrier, client_factory
 from sockgw.tunnel.tunnel import Opener, Tunnel
 
 __all__ = ["Connector"]
+
+_NO_FRAME = (0, 0, 1, b"")  # as decode() yields them
 
 _STABLE = 10.0  # seconds that a tunnel must live before the next failure counts as the first
 
@@ -72,6 +74,8 @@ class Connector(Service):
         self._failures = 0
         self._refused = False
         self._connecting: Deferred[IProtocol] | None = None
+        self._opening: Carrier | None = None  # connected; the WebSocket is not open yet
+        self._carrier: Carrier | None = None  # of the tunnel
         self._greeting: _Greeting | None = None
         self._timer: IDelayedCall | None = None
         self._since = 0.0
@@ -84,17 +88,25 @@ class Connector(Service):
         super().startService()
         self._dial()
 
-    def stopService(self) -> None:
+    def stopService(self) -> Deferred[None] | None:
+        """End it all; the Deferred fires when the outer layer has been told, or cannot be."""
         super().stopService()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._connecting is not None:
             self._connecting.cancel()
+        if self._opening is not None:
+            self._opening.abort()
         if self._greeting is not None:
-            self._greeting.carrier.abort()
-        if self.tunnel is not None:
-            self.tunnel.close(TunnelCode.NO_ERROR, "the inner layer stops")
+            self._greeting.cut()
+        if self.tunnel is None or self._carrier is None:
+            return None
+        parting = _Parting()
+        carrier = self._carrier
+        self.tunnel.close(TunnelCode.NO_ERROR, "the inner layer stops")
+        carrier.listener = parting
+        return parting.over
 
     # ------------------------------------------------------------------ dialling
 
@@ -110,12 +122,16 @@ class Connector(Service):
 
     def _connected(self, protocol: IProtocol) -> None:
         self._connecting = None
+        self._opening = cast(Carrier, protocol)
+        if not self.running:
+            self._opening.abort()
 
     def _failed(self, failure: Failure) -> None:
         self._connecting = None
         self._lost(failure.getErrorMessage() or type(failure.value).__name__)
 
     def _greet(self, carrier: Carrier) -> None:
+        self._opening = None
         handshake = InnerHandshake(
             nonce=self._nonce(NONCE_SIZE),
             fingerprint=self._key.public_key.fingerprint,
@@ -133,6 +149,7 @@ class Connector(Service):
     def welcomed(self, carrier: Carrier, welcome: Welcome) -> None:
         """The outer layer has accepted us."""
         self._greeting = None
+        self._carrier = carrier
         self._refused = False
         self._since = self._reactor.seconds()
         self.tunnel = Tunnel(
@@ -171,13 +188,13 @@ class Connector(Service):
     # ------------------------------------------------------------------ again
 
     def _ended(self, tunnel: Tunnel, reason: str) -> None:
-        self.tunnel = None
+        self.tunnel = self._carrier = None
         if self._reactor.seconds() - self._since >= _STABLE:
             self._failures = 0
         self._lost(reason)
 
     def _lost(self, reason: str) -> None:
-        self._greeting = None
+        self._opening = None
         if not self.running:
             return
         config = self._config
@@ -196,6 +213,29 @@ class Connector(Service):
         if self.running and self._timer is None:
             self._timer = self._reactor.callLater(delay, self._dial)
         return delay
+
+
+class _Parting:
+    """The listener of a carrier that is being closed."""
+
+    def __init__(self) -> None:
+        #: Fires at its end.
+        self.over: Deferred[None] = Deferred()
+
+    def heard(self) -> None:
+        """Of no interest any more."""
+
+    def pause(self) -> None:
+        """Nothing more is sent."""
+
+    def resume(self) -> None:
+        """See pause."""
+
+    def message_received(self, message: bytes) -> None:
+        """None comes after closing."""
+
+    def closed(self, reason: str, refused: bool) -> None:
+        self.over.callback(None)
 
 
 class _Greeting:
@@ -227,12 +267,13 @@ class _Greeting:
         if self._over:
             return
         try:
-            frames = list(decode(message))
-            if not frames or frames[0][2]:
+            kind, _, stream, payload = next(decode(message), _NO_FRAME)
+            if stream:
                 raise HandshakeError("no frame of the handshake")
-            # WELCOME may come in one message with the first frames of the tunnel.
-            kind, _, _, payload = frames[0]
             outcome = self._handshake.receive(kind, payload)
+            rest = message[HEADER_SIZE + len(payload) :]
+            if rest and not isinstance(outcome, Welcome):
+                raise HandshakeError("more than one frame in a message of the handshake")
         except (HandshakeError, TunnelError) as error:
             self.carrier.abort()
             self._end(f"the outer layer broke the handshake: {error}", refused=False)
@@ -241,11 +282,19 @@ class _Greeting:
             self._over = True
             self._timer.cancel()
             self._connector.welcomed(self.carrier, outcome)
+            if rest:
+                # The first frames of the tunnel.
+                self.carrier.listener.message_received(rest)
         else:
             self._send(*outcome)
 
     def closed(self, reason: str, refused: bool) -> None:
         self._end(reason, refused)
+
+    def cut(self) -> None:
+        """End it by our own wish."""
+        self.carrier.abort()
+        self._end("stopped", refused=False)
 
     def _send(self, kind: int, payload: bytes) -> None:
         self.carrier.send(encode(FrameType(kind), 0, 0, payload))

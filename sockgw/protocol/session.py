@@ -284,15 +284,15 @@ class Session:
                 self._receive_control(kind, payload)
                 continue
             self._received += 1
+            stream = self.streams.get(number)
             try:
-                self._receive_frame(kind, flags, number, payload)
+                self._receive_frame(stream, kind, flags, number, payload)
             except StreamError as error:
                 self._break(error)
             except ProtocolError:
                 raise
             except Exception:  # noqa: BLE001 - one handler's fault must not end the others
-                stream = self.streams.get(number)
-                # Else the fault came after the stream's end, and there is nothing left to reset.
+                stream = stream or self.streams.get(number)
                 if stream is not None:
                     self._fail(stream)
         self._bytes_untold += len(message)
@@ -304,8 +304,9 @@ class Session:
         if self._control_size > self._most_control:
             raise TunnelError(TunnelCode.FLOODED, "asks for answers but does not take them")
 
-    def _receive_frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        stream = self.streams.get(number)
+    def _receive_frame(
+        self, stream: Stream | None, kind: int, flags: int, number: int, payload: bytes
+    ) -> None:
         if kind == FrameType.OPEN:
             self._receive_open(flags, number, payload)
         elif stream is None:
@@ -401,7 +402,7 @@ class Session:
                 self._handler.handler_failed(stream)
 
     def _fail(self, stream: Stream) -> None:
-        """A stream's handler raised: end the stream on both sides."""
+        """A stream's handler raised: end the stream on both sides, if it has not ended by then."""
         self._handler.handler_failed(stream)
         stream.reset(StreamCode.INTERNAL_ERROR)
         # It may have a client or an origin that still waits.

@@ -52,6 +52,9 @@ FAST_MASKING: bool = bool(USES_NVX)
 """Whether masking is native; without it each byte costs a step of the interpreter."""
 
 MAX_GREETING = 8_192  # bytes of a message before the peer has said who it is
+# Bytes of everything before that: one read of a socket, several times what a handshake can have.
+# Pings and frames without content have no other bound, and cost us more than a stranger.
+_MAX_FROM_STRANGER = 65_536
 _MAX_ANSWER = 16_384  # bytes of the answer to an upgrade request
 _END_TIMEOUT = 1.0  # seconds from the first word of an end, by either side, until it is made
 
@@ -258,6 +261,19 @@ class _OuterCarrier(_CarrierMixin, WebSocketServerProtocol):  # type: ignore[mis
     """The end that was dialled."""
 
     factory: _OuterFactory
+    _allowance: int | None = _MAX_FROM_STRANGER  # bytes; None once the peer is known
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._allowance is not None and self.state != self.STATE_CONNECTING:
+            self._allowance -= len(data)
+            if self._allowance < 0:
+                self.abort()
+                return
+        super().dataReceived(data)
+
+    def allow_large(self) -> None:
+        self._allowance = None
+        super().allow_large()
 
     def onConnect(self, request: Any) -> str:
         if SUBPROTOCOL not in request.protocols:

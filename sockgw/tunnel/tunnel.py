@@ -64,6 +64,7 @@ class Tunnel:
         self._writable = True
         self._ended = False
         self._flushing = False
+        self._blamed = False  # the peer has said that it ends the tunnel, and the log has it
         self._flush_call: IDelayedCall | None = None
         self._heard = self._pinged = clock.seconds()
         self._ping_number = 0
@@ -160,7 +161,8 @@ class Tunnel:
 
     def going_away(self, last_stream: int, code: TunnelCode, detail: str) -> None:
         self.leaving = True
-        if code is not TunnelCode.NO_ERROR:
+        if code is not TunnelCode.NO_ERROR and not self._blamed:
+            self._blamed = True
             self._log.error(
                 "tunnel of inner layer {identifier}: the peer ends it: {code} {detail}",
                 identifier=self.identifier,

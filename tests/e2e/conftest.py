@@ -36,7 +36,7 @@ def gateway(_shared: Gateway) -> Iterator[Gateway]:
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What nginx serves: ``hello`` (6 bytes), ``large`` (64 MiB; 1 GiB with SOCKGW_FULL=1)."""
     directory = tmp_path_factory.mktemp("files")
     (directory / "hello").write_bytes(b"hello\n")
@@ -45,7 +45,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(1024 if os.environ.get("SOCKGW_FULL") == "1" else 64):
             # No two blocks are equal: one that is lost, or comes twice, must change the sum.
             file.write(number.to_bytes(8, "big") + block[8:])
-    return directory
+    yield directory
+    (directory / "large").unlink()  # pytest keeps directories for a while
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +75,9 @@ def _no_process_left() -> Iterator[None]:
         pytest.exit("terminated", 143)
 
     previous = signal.signal(signal.SIGTERM, terminated)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's job in the background ignores it, and so would all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, previous)
     left = [process.name for process in Process.running]

@@ -3,12 +3,15 @@
 import contextlib
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from clients import Client, fetch
-from harness import Gateway, Keys, wait_until
+from harness import Gateway, Inner, Keys, wait_until
+from origins import Connection, Origin, Request, answering
 from wsclient import upgrade_request
 
 # Beginnings of what other protocols say. Each ends in a complete line or record.
@@ -171,6 +174,35 @@ def test_connection_limit(tmp_path_factory: pytest.TempPathFactory, keys: Keys) 
         wait_until(served, "there is room again")
         for client in held:
             client.close()
+
+
+def test_stream_and_tunnel_limits(tmp_path: Path, keys: Keys) -> None:
+    def wait(connection: Connection, request: Request) -> None:
+        if request.target == "/wait":
+            assert released.wait(10)
+        connection.answer(b"done")
+
+    released = threading.Event()
+    options = ("--max-streams", "2", "--max-tunnels", "1")
+    with (
+        Origin(answering(wait)) as origin,
+        Gateway(tmp_path, keys, options) as gateway,
+        Client(gateway.port) as one,
+        Client(gateway.port) as two,
+    ):
+        host = gateway.route(origin)
+        for client in (one, two):
+            client.ask(host, "/wait")
+        wait_until(lambda: gateway.outer.metric("sockgw_streams") == 2, "both are under way")
+        answer = fetch(gateway.port, host)
+        assert answer.status == 503
+        assert answer.header("Retry-After") == "1"
+        with Inner(tmp_path, keys.private, gateway.outer.socket_port, name="second") as second:
+            gateway.outer.log.wait("inner layer innerLayer turned away: max-tunnels is reached")
+            second.log.wait("no connection to the outer layer")
+        released.set()
+        assert [client.answer().text for client in (one, two)] == ["done", "done"]
+        assert fetch(gateway.port, host).status == 200
 
 
 def test_socket_that_is_reset_at_once(gateway: Gateway) -> None:
