@@ -133,6 +133,8 @@ class _Given:
 
     def error(self, error: ConfigError, value: object, *, secret: bool) -> ConfigError:
         """Return ``error`` with this place."""
+        # Where a URL has a user part, that may be a password.
+        secret = secret or (isinstance(value, str) and "@" in value and "://" in value)
         return ConfigError(
             f"the value {error.problem}" if secret else error.problem,
             option=self.option,

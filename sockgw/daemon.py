@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from twisted.application.service import MultiService
@@ -45,6 +47,7 @@ class Daemon(MultiService):
         install(parent, self._twistd, self._log_format)
 
     def startService(self) -> None:
+        _raise_descriptor_limit()
         super().startService()
         self._previous_hangup = signal.signal(signal.SIGHUP, self._hangup)
         self.reactor.callWhenRunning(self._notifier.ready)
@@ -105,3 +108,11 @@ class Daemon(MultiService):
 
 def _sentence(description: str, failure: Failure, option: str) -> str:
     return listen_error(description, cast(Exception, failure.value), option)
+
+
+def _raise_descriptor_limit() -> None:
+    """Use what the system allows: the usual soft limit, 1,024, is for programs that use select(2),
+    and a tenth of the connections that our own limits let in."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -280,6 +280,9 @@ def _read(path: str) -> bytes:
 
 
 def _from_twisted(reactor: Any, description: str) -> IStreamServerEndpoint:
+    kind, _, named = _split(description)
+    if kind in ("tcp", "tcp6") and "backlog" not in named:
+        description += f":backlog={_BACKLOG}"
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
         return endpoint

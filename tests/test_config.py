@@ -496,3 +496,9 @@ def test_a_proxys_password_is_not_shown():
 )
 def test_inner_refuses(name, value):
     assert error_of(InnerConfig, {**INNER, name: [value]}).startswith(f"--{name}: ")
+
+
+@pytest.mark.parametrize("option", ["outer-layer", "service"])
+def test_a_password_in_any_url_is_not_shown(option):
+    value = "wss://user:sesame@host" if option == "outer-layer" else "crm=http://user:sesame@host"
+    assert "sesame" not in error_of(InnerConfig, {**INNER, option: [value]})

@@ -80,9 +80,9 @@ class Inner:
 
     def __init__(self, allow=(), services=SERVICES, **limits):
         self.origins = Bench(**limits)
-        forwarder = Forwarder(self.origins.pool, AllowList.parse(allow), services)
+        self.forwarder = Forwarder(self.origins.pool, AllowList.parse(allow), services)
         self.pair = TunnelPair(
-            forwarder, clock=self.origins.clock, ping_interval=1e9, ping_timeout=1e9
+            self.forwarder, clock=self.origins.clock, ping_interval=1e9, ping_timeout=1e9
         )
         self.run()
 
@@ -280,6 +280,7 @@ def test_decisions_about_any_number_of_destinations(inner, monkeypatch):
             inner.open(to=Destination("http", "a.example", 80 + number))
             assert b"Host: a.example:%d" % (80 + number) in lines(inner.sent())[0]
             inner.receive(OK)
+    assert len(inner.forwarder._routes) <= 10
 
 
 # ---------------------------------------------------------------------- hostile outer layers

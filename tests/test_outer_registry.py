@@ -90,3 +90,14 @@ def test_counts():
     assert registry.full
     assert registry.streams() == 5
     assert registry.identifiers() == {"a": 1, "b": 1}
+
+
+def test_one_key_takes_no_more_than_its_share():
+    registry = Registry(10, max_per_key=2)
+    mine = [member("a"), member("b")]
+    add(registry, *mine)
+    assert registry.crowded(b"f" * 32)
+    assert not registry.crowded(b"g" * 32)
+    assert not registry.full
+    registry.remove(mine[0].tunnel)
+    assert not registry.crowded(b"f" * 32)

@@ -123,8 +123,6 @@ class Connector(Service):
     def _connected(self, protocol: IProtocol) -> None:
         self._connecting = None
         self._opening = cast(Carrier, protocol)
-        if not self.running:
-            self._opening.abort()
 
     def _failed(self, failure: Failure) -> None:
         self._connecting = None

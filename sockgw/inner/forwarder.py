@@ -88,7 +88,8 @@ class Forwarder:
             origin = Origin(to.protocol, to.hostname, to.port)
             if not self._allow.permits_name(to.hostname, to.port):
                 where = f"{to.hostname}:{to.port}"
-                return Refusal(StreamCode.NOT_ALLOWED, f"{where} is not on the allow list")
+                listed = "on the allow list" if self._allow.listed else "allowed"
+                return Refusal(StreamCode.NOT_ALLOWED, f"{where} is not {listed}")
         host = f"[{origin.hostname}]" if ":" in origin.hostname else origin.hostname
         if origin.port != _DEFAULT_PORTS[origin.protocol]:
             host = f"{host}:{origin.port}"

@@ -116,11 +116,17 @@ class Admission:
 
     def admit(self, carrier: Carrier, handshake: OuterHandshake, known: Authenticated) -> None:
         """The peer has proved who it is."""
+        limit = ""
         if self._registry.full:
+            limit = "max-tunnels"
+        elif self._registry.crowded(known.fingerprint):
+            limit = "max-tunnels-per-key"
+        if limit:
             self._metrics.handshake_failed(Refused.LIMIT)
             self._log.error(
-                "inner layer {identifier} turned away: max-tunnels is reached address={address}",
+                "inner layer {identifier} turned away: {limit} is reached address={address}",
                 identifier=known.identifier,
+                limit=limit,
                 address=_address(carrier),
             )
             carrier.close()
@@ -212,7 +218,11 @@ class _Greeting:
 
     def closed(self, reason: str, refused: bool) -> None:
         if not self._over:
-            self._fail(HandshakeError("the peer went away during the handshake", kind=Refused.LEFT))
+            self._fail(
+                HandshakeError(
+                    f"the peer went away during the handshake ({reason[:200]})", kind=Refused.LEFT
+                )
+            )
 
     def cut(self) -> None:
         """End it by our own wish."""

@@ -182,6 +182,12 @@ class OuterConfig(Config):
         "Most exchanges at a time in one tunnel.", count, metavar="NUMBER", default="1000"
     )
     max_tunnels: int = setting("Most tunnels.", count, metavar="NUMBER", default="1000")
+    max_tunnels_per_key: int = setting(
+        "Most tunnels of one key, so that none takes the places of all others.",
+        count,
+        metavar="NUMBER",
+        default="100",
+    )
     max_connections: int = setting(
         "Most connections of clients.", count, metavar="NUMBER", default="10000"
     )

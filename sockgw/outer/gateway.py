@@ -49,6 +49,12 @@ _BAD_HEAD = Refusal(400, "the request's head cannot be forwarded", "http_request
 # Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
 # (CVE-2016-5385 and its kin).
 _NOT_PASSED = frozenset((b"host", b"proxy"))
+# By these frameworks take another method than the policy has seen.
+_NOT_PASSED_BY_POLICY = _NOT_PASSED | {
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
+}
 
 
 _NO_HEAD = RequestHead(b"-", b"-", [])  # of a request that is none
@@ -316,9 +322,10 @@ class Gateway:
     def _request_headers(self, headers: Headers, relay: Relay) -> Headers:
         trusted = relay.view.trusted
         target = relay.route.target
+        dropped = _NOT_PASSED if target.policy.unrestricted else _NOT_PASSED_BY_POLICY
         result = [
             field
-            for field in end_to_end(headers, _NOT_PASSED)
+            for field in end_to_end(headers, dropped)
             if not is_protected(lower(field[0]), trusted)
         ]
         if target.preserve_host and relay.view.host:

@@ -5,6 +5,7 @@ one goes to the tunnel with the fewest streams, and among equals to the one that
 ago, so that idle replicas take turns.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -33,8 +34,11 @@ Affinity = dict[frozenset[str] | None, Member]
 class Registry:
     """The connected inner layers."""
 
-    def __init__(self, max_tunnels: int) -> None:
+    def __init__(self, max_tunnels: int, max_per_key: int | None = None) -> None:
+        """``max_per_key`` keeps one key from taking the places of all others; None: no bound."""
         self._max_tunnels = max_tunnels
+        self._max_per_key = max_tunnels if max_per_key is None else max_per_key
+        self._per_key: Counter[bytes] = Counter()
         self._members: dict[Tunnel, Member] = {}
         self._by_identifier: dict[str, list[Member]] = {}
         self._turn = count(1)
@@ -50,10 +54,15 @@ class Registry:
         """Whether no further tunnel is accepted."""
         return len(self._members) >= self._max_tunnels
 
+    def crowded(self, fingerprint: bytes) -> bool:
+        """Whether that key has as many tunnels as one may."""
+        return self._per_key[fingerprint] >= self._max_per_key
+
     def add(self, member: Member) -> None:
         """An inner layer has proved who it is."""
         self._members[member.tunnel] = member
         self._by_identifier.setdefault(member.identifier, []).append(member)
+        self._per_key[member.fingerprint] += 1
 
     def remove(self, tunnel: Tunnel) -> Member | None:
         """A tunnel has ended; return whose it was."""
@@ -63,6 +72,9 @@ class Registry:
             same.remove(member)
             if not same:
                 del self._by_identifier[member.identifier]
+            self._per_key[member.fingerprint] -= 1
+            if not self._per_key[member.fingerprint]:
+                del self._per_key[member.fingerprint]
         return member
 
     def identifiers(self) -> dict[str, int]:

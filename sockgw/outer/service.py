@@ -60,7 +60,7 @@ class OuterService(Daemon):
         super().__init__("sockgw-outer", reactor, twistd, config.log_format)
         self._config = config
         self._deadlines = Deadlines(reactor, _tick(config))
-        self._registry = Registry(config.max_tunnels)
+        self._registry = Registry(config.max_tunnels, config.max_tunnels_per_key)
         self._metrics = Metrics()
         self._access_log = AccessLog(config.access_log, config.log_format, reactor)
         self._gateway = Gateway(
@@ -72,7 +72,12 @@ class OuterService(Daemon):
             self._metrics,
             self._access_log,
         )
-        self._targets = TargetsFile(config.targets, reactor, self._gateway.use)
+        try:
+            self._targets = TargetsFile(config.targets, reactor, self._gateway.use)
+        except ConfigError as error:
+            if error.line is None:  # of the file as such: say which option named it
+                error = ConfigError(error.problem, option="--targets", value=config.targets)
+            raise error from None
         self._gateway.use(self._targets.current)
         self._keyring = Keyring(config.public_key, reactor)
         self._admission = Admission(
@@ -125,6 +130,12 @@ class OuterService(Daemon):
         self._keyring.start()
         if not FAST_MASKING:
             self._log.warn("Autobahn's native code is missing: WebSocket masking will be slow")
+        config = self._config
+        if not config.socket_host and not all(map(_ends_tls, config.socket_port)):
+            self._log.warn(
+                "no --socket-host: an inner layer's proof for another name would be accepted here,"
+                " if somebody to whom it was made passed it on at once"
+            )
         self._log.info(
             "outer layer started: targets={targets} keys={keys}",
             targets=len(self._targets.current),
@@ -198,6 +209,10 @@ def _target_view(target: Any) -> TargetView:
         policy=policy,
         identifiers=sorted(target.identifiers) if target.identifiers is not None else [],
     )
+
+
+def _ends_tls(description: str) -> bool:
+    return description.removeprefix("haproxy:").startswith(("tls:", "ssl:"))
 
 
 def _tick(config: OuterConfig) -> float:
