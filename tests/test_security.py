@@ -311,3 +311,13 @@ class SocketPortTests(TestCase):
             stranger.transport.write(frame(2, b"x", fin=False) + flood * 20_000)
             await stranger.lost.addTimeout(5, reactor)
             assert len(self.refusals) == 1
+
+
+@pytest.mark.parametrize(("host", "passes"), [("a.example", True), ("strict.example", False)])
+def test_no_header_names_another_method_than_the_policy_has_seen(host, passes):
+    bench = Bench()
+    inner, client = bench.inner(), bench.client()
+    client.get("/public", host, "X-HTTP-Method-Override: DELETE", "x_http_method: DELETE")
+    names = {name.lower() for name, _ in inner.last.headers}
+    assert (b"x-http-method-override" in names) is passes
+    assert (b"x_http_method" in names) is passes

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sockgw.http.networks import UNIX_PEER, Networks, canonical
 from sockgw.protocol.heads import Headers
 
-__all__ = ["STRIPPED", "ClientView", "Forwarding", "is_protected"]
+__all__ = ["STRIPPED", "ClientView", "Forwarding", "is_protected", "names_a_method"]
 
 #: Lower-case names of the fields that this gateway writes itself: the client's own never pass.
 STRIPPED = frozenset(
@@ -38,6 +38,8 @@ STRIPPED = frozenset(
 # Of these only the one true spelling may pass: an origin that takes ``Content_Length`` for
 # ``Content-Length`` (CGI makes them one variable) would read another message than we did.
 _TRUE_SPELLING_ONLY = frozenset((b"host", b"content-length", b"transfer-encoding"))
+
+_METHOD_OVERRIDES = frozenset((b"x-http-method", b"x-http-method-override", b"x-method-override"))
 
 _OTHER_FORWARDED = b"x-forwarded-"  # -prefix, -server, -user, ...: believed by many origins
 
@@ -93,6 +95,11 @@ def is_protected(lower_name: bytes, trusted: bool = False) -> bool:
         if len(cache) < _MAX_CACHED_NAMES:
             cache[lower_name] = known
     return known
+
+
+def names_a_method(lower_name: bytes) -> bool:
+    """Tell whether a field of that name, in lower case, makes frameworks take another method."""
+    return lower_name[:1] == b"x" and lower_name.translate(_AS_HYPHENS) in _METHOD_OVERRIDES
 
 
 @dataclass(slots=True)

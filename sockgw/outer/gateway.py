@@ -15,7 +15,7 @@ from itertools import count
 from twisted.internet.interfaces import IReactorTime
 
 from sockgw.deadlines import Deadlines
-from sockgw.http.forwarded import ClientView, Forwarding, is_protected
+from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method
 from sockgw.http.headers import end_to_end, get, lower
 from sockgw.http.rewriting import Rewriter
 from sockgw.http.server import ClientConnection, Exchange, HttpError, RequestHandler
@@ -49,12 +49,6 @@ _BAD_HEAD = Refusal(400, "the request's head cannot be forwarded", "http_request
 # Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
 # (CVE-2016-5385 and its kin).
 _NOT_PASSED = frozenset((b"host", b"proxy"))
-# By these frameworks take another method than the policy has seen.
-_NOT_PASSED_BY_POLICY = _NOT_PASSED | {
-    b"x-http-method",
-    b"x-http-method-override",
-    b"x-method-override",
-}
 
 
 _NO_HEAD = RequestHead(b"-", b"-", [])  # of a request that is none
@@ -322,12 +316,14 @@ class Gateway:
     def _request_headers(self, headers: Headers, relay: Relay) -> Headers:
         trusted = relay.view.trusted
         target = relay.route.target
-        dropped = _NOT_PASSED if target.policy.unrestricted else _NOT_PASSED_BY_POLICY
         result = [
             field
-            for field in end_to_end(headers, dropped)
+            for field in end_to_end(headers, _NOT_PASSED)
             if not is_protected(lower(field[0]), trusted)
         ]
+        if not target.policy.unrestricted:
+            # The policy has judged the method of the request line, and no other.
+            result = [field for field in result if not names_a_method(lower(field[0]))]
         if target.preserve_host and relay.view.host:
             result.append((b"Host", relay.view.host))
         result += self._forwarding.headers_for(relay.view)
