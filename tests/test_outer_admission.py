@@ -84,7 +84,7 @@ class Outer:
         self.config = load(OuterConfig, settings, {})
         self.clock = Clock()
         self.keyring = Keyring(self.config.public_key, self.clock)
-        self.registry = Registry(self.config.max_tunnels)
+        self.registry = Registry(self.config.max_tunnels, self.config.max_tunnels_per_key)
         self.metrics = Metrics()
         self.admission = Admission(
             self.config,
@@ -518,6 +518,23 @@ def test_a_full_registry(keys, events):
     assert [member.identifier for member in outer.registry] == ["office"]
     first.lose()
     admitted(outer, keys["plant"])
+
+
+def test_one_key_cannot_take_all_tunnels(keys, events):
+    outer = Outer(keys, max_tunnels="3", max_tunnels_per_key="2")
+    first, _ = admitted(outer, keys["both"], "one")
+    admitted(outer, keys["both"], "two")
+    events.clear()
+    wire, _ = greet(outer, keys["both"], "one")
+    assert wire.calls == ["close"]
+    assert wire.sent == []
+    assert outer.refusals == {Refused.LIMIT: 1}
+    assert [text for _, text in events] == [
+        f"inner layer one turned away: max-tunnels-per-key is reached address={ADDRESS}"
+    ]
+    admitted(outer, keys["office"])
+    first.lose()
+    admitted(outer, keys["both"], "one")
 
 
 def test_greetings_are_no_tunnels(keys):

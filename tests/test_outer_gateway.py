@@ -156,6 +156,13 @@ def test_no_way_around_the_policy(bench, inner, client, method, path, status):
     assert bench.entry.status == status
 
 
+@pytest.mark.parametrize(("host", "passes"), [("strict.example", False), ("a.example", True)])
+def test_no_header_names_another_method_than_the_policy_judged(bench, inner, host, passes):
+    for name in ("X-HTTP-Method-Override", "x_http_method_override", "X-Method-Override"):
+        bench.client().get("/public", host, f"{name}: DELETE", method="POST")
+        assert (inner.last.values(name.encode()) == [b"DELETE"]) is passes
+
+
 def test_without_a_policy_the_bytes_pass_untouched(bench, inner, client):
     client.get("//a/../b%2fc", "a.example")
     assert inner.last.head.target == b"//a/../b%2fc"
@@ -221,12 +228,10 @@ def test_an_inner_layer_that_leaves_gets_nothing_more(bench, inner, client):
 def test_a_connection_stays_with_its_inner_layer(bench):
     inners = [bench.inner() for _ in range(3)]
     clients = [bench.client() for _ in range(3)]
-    for _ in range(3):
-        for client in clients:
+    for number, client in enumerate(clients):
+        for _ in range(3):
             client.get()
-            for inner in inners:
-                if inner.streams and not inner.last.stream.closed:
-                    inner.last.answer()
+            inners[number].last.answer()
             bench.run()
             assert client.status == 200
     assert [len(inner.streams) for inner in inners] == [3, 3, 3]
@@ -1074,6 +1079,18 @@ def test_a_fault_of_ours_ends_one_request_and_nobody_waits(bench, inner, monkeyp
     assert good.status == 200
 
 
+def test_a_fault_of_ours_after_the_answer_is_counted_once(bench, inner, client):
+    def fail(entry):
+        raise RuntimeError("a bug")
+
+    bench.log.record = fail
+    client.get()
+    inner.last.answer()
+    bench.run()
+    assert client.status == 200
+    assert bench.counts == {("a.example", 200): 1}
+
+
 def test_a_fault_of_ours_while_an_upload_goes_on(bench, inner, client, monkeypatch):
     def fail(relay):
         raise RuntimeError("a bug")
@@ -1232,6 +1249,24 @@ def test_the_answer_has_its_time_from_the_end_of_the_request_on():
         client.send(b"x")
     assert client.written == b""
     bench.wait(4)
+    inner.last.answer()
+    bench.run()
+    assert client.status == 200
+
+
+def test_the_answer_has_its_time_from_when_the_request_went_on():
+    bench = Bench(timeout="5000")
+    inner, client = bench.inner(), bench.client()
+    inner.consume = False
+    upload(client, 1_000_000)
+    while client.send(bytes(50_000)):
+        pass
+    bench.wait(4)
+    inner.last.take()
+    bench.run()
+    assert client.transport.reading
+    bench.wait(4)
+    assert client.written == b""
     inner.last.answer()
     bench.run()
     assert client.status == 200

@@ -21,6 +21,7 @@ from twisted.trial.unittest import TestCase
 
 from sockgw.endpoints import server_endpoint
 from sockgw.inner.outerlayer import OuterLayer
+from sockgw.inner.tls import TLSEndpoint, client_context
 from sockgw.outer.site import make_site, socket_root
 from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.frames import MAX_MESSAGE
@@ -553,6 +554,22 @@ class ServerTests(Bench):
         await listener.ended()
         assert "exceeds payload limit" in listener.ends[0][0]
 
+    async def test_large_pieces_together_are_bounded_too(self):
+        raw, listener = await self.upgraded(await self.serve())
+        listener.carrier.allow_large()
+        piece = frame(CONTINUATION, bytes(100_000), fin=False)
+        raw.transport.write(frame(BINARY, b"", fin=False) + piece * 3)
+        await listener.ended()
+        assert "exceeds payload limit" in listener.ends[0][0]
+
+    async def test_what_comes_after_the_end_is_not_kept(self):
+        """TLS goes on reading while it waits for the peer to agree."""
+        raw, listener = await self.upgraded(await self.serve())
+        raw.transport.write(frame(CLOSE))
+        await listener.ended()
+        listener.carrier.dataReceived(b"more")
+        assert listener.carrier.data == b""
+
     async def test_empty_pieces_are_not_remembered(self):
         raw, listener = await self.upgraded(await self.serve())
         raw.transport.write(frame(BINARY, b"", fin=False))
@@ -668,12 +685,33 @@ class ServerTests(Bench):
             await fill(listener)
             if begin == "client":
                 raw.transport.write(frame(CLOSE))
-                await listener.until(lambda listener=listener: listener.signs_of_life)
+                while listener.carrier.state != listener.carrier.STATE_CLOSED:
+                    await turns(1)
                 assert not listener.ends
             else:
                 getattr(listener.carrier, begin)()
             listener.carrier.abort()
             await listener.ended()
+
+
+class SecureServerTests(Bench):
+    secure = True
+
+    async def test_a_refused_client_that_does_not_take_leave_is_cut_off(self):
+        """TLS waits for its close_notify, which nobody has to send."""
+        site = await self.serve()
+        tcp = TCP4ClientEndpoint(reactor, "127.0.0.1", site.number)
+        context = client_context([self.authority.file])
+        endpoint = TLSEndpoint(reactor, tcp, "localhost", context)
+        raw = await endpoint.connect(Factory.forProtocol(Raw))
+        self.addCleanup(raw.lost)
+        self.addCleanup(raw.transport.abortConnection)
+        raw.upgrade(subprotocol="other")
+        raw.transport.pauseProducing()
+        deadline = reactor.seconds() + PATIENCE
+        while site.site.connections:
+            assert reactor.seconds() < deadline
+            await turns(1)
 
 
 class Script(Protocol):
@@ -983,6 +1021,7 @@ class TunnelTests(Bench):
             self.inner_ends[number] = end
             stream.respond(ResponseHead(200, b"OK", []))
             reactor.callLater(0, end.send)
+            self.progress.happened()
             return end
 
         options = {

@@ -262,7 +262,6 @@ class Gateway:
         Whether the client left or sent something else than a body follows: ``disconnected`` or
         ``refused``. That makes one entry in the log.
         """
-        self._deadlines.discard(relay)
         self._broken_off[relay.exchange.connection] = relay
 
     def failed(self, relay: Relay, code: StreamCode, detail: str) -> None:
