@@ -202,7 +202,7 @@ class Connector(Service):
         self._log.warn(
             "no connection to the outer layer {url}: {reason}. Trying again in {delay:.1f} s",
             url=self._outer_layer.url,
-            reason=reason,
+            reason=reason.rstrip("."),
             delay=delay,
         )
 
