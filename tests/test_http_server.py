@@ -1536,39 +1536,6 @@ def test_what_is_over_is_freed_at_once(how):
         gc.enable()
 
 
-# ---------------------------------------------------------------------- leaving
-
-
-def test_drain_of_an_idle_connection():
-    server = Server()
-    server.application.on_end = answer
-    server.feed(GET)
-    server.connection.drain()
-    assert server.closing
-    server.advance(3)
-    assert server.transport.lost
-
-
-def test_drain_of_one_that_has_gone():
-    server = Server()
-    server.transport.close_by_peer()
-    server.connection.drain()
-    server.advance(1)
-    assert server.clock.getDelayedCalls() == []
-
-
-def test_drain_waits_for_the_response():
-    server = Server()
-    server.feed(GET + GET)
-    server.connection.drain()
-    assert not server.closing
-    answer(server.exchange)
-    assert b"Connection: close" not in server.written
-    answer(server.exchange)
-    assert server.written.count(b"\r\nConnection: close\r\n") == 1
-    assert server.closing
-
-
 # ---------------------------------------------------------------------- applications that fail
 
 

@@ -279,7 +279,8 @@ def test_health_where_no_target_is(bench, client, host):
     assert client.body == b"ok\n"
     client.take()
     assert client.get("/readyz", host, method="HEAD").body == b""
-    assert bench.log.entries == []
+    assert [entry.status for entry in bench.log.entries] == [200, 503, 200, 200]
+    assert not bench.gateway.failures
 
 
 def test_health_is_the_targets_own_where_there_is_one(bench, inner, client):

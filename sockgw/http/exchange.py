@@ -20,7 +20,7 @@ from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 if TYPE_CHECKING:
     from sockgw.http.server import ClientConnection
 
-__all__ = ["Application", "Exchange", "Framing", "RequestHandler"]
+__all__ = ["NOBODY", "Application", "Exchange", "Framing", "RequestHandler"]
 
 
 class RequestHandler(Protocol):
@@ -40,7 +40,7 @@ class RequestHandler(Protocol):
 
 
 class _Nobody:
-    """Handles a request that no application has taken: before ``request()``, and refusals."""
+    """Handles a request that nobody waits for: before ``request()``, and once it has its answer."""
 
     def body_received(self, data: bytes) -> None:
         pass

@@ -124,7 +124,6 @@ class ClientConnection(Protocol):
         self._awaited = Awaited.REQUEST
         self._deaf = False  # no more requests: whatever comes is thrown away
         self._surplus = False  # something has been
-        self._leaving = False  # close when the last response is out
         self._half_closed = False  # the client's FIN has come
         self._farewell: Farewell | None = None  # we are closing
         self._reading = True
@@ -189,7 +188,7 @@ class ClientConnection(Protocol):
         then, gets all it asked for. Called by TCP and UNIX sockets only: in TLS either end closes
         both halves.
         """
-        self._half_closed = self._deaf = self._leaving = True
+        self._half_closed = self._deaf = True
         if self._farewell is not None:
             self._farewell.close()
             return
@@ -417,7 +416,7 @@ class ClientConnection(Protocol):
             error, head = self._refusal
             self._refusal = None
             self._answer_refusal(error, head)
-        elif self._half_closed or (self._leaving and not self._reader.head_size):
+        elif self._half_closed:
             self._close(linger=True)
 
     def response_finished(self, exchange: Exchange) -> None:
@@ -434,13 +433,7 @@ class ClientConnection(Protocol):
     @property
     def leaving(self) -> bool:
         """The connection closes after the present response."""
-        return self._leaving and not (self._waiting or self._held or self._refusal)
-
-    def drain(self) -> None:
-        """Close as soon as no request is under way."""
-        if self._admitted:
-            self._leaving = True
-            self.pump()
+        return self._half_closed and not (self._waiting or self._held or self._refusal)
 
     def _refuse(self, error: HttpError) -> None:
         """Take no more requests; answer this one with an error when its turn comes."""

@@ -15,6 +15,7 @@ from itertools import count
 from twisted.internet.interfaces import IReactorTime
 
 from sockgw.deadlines import Deadlines
+from sockgw.http.exchange import NOBODY
 from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method
 from sockgw.http.headers import end_to_end, get, lower
 from sockgw.http.rewriting import Rewriter
@@ -61,25 +62,6 @@ def _legible(head: RequestHead) -> RequestHead:
     except ValueError:
         return RequestHead(head.method, head.target, [])
     return head
-
-
-class _Ignore:
-    """Handles what still comes of a request that has its answer."""
-
-    def body_received(self, data: bytes) -> None:
-        pass
-
-    def body_ended(self, trailers: Headers) -> None:
-        pass
-
-    def client_lost(self) -> None:
-        pass
-
-    def response_drained(self) -> None:
-        pass
-
-
-_IGNORE = _Ignore()
 
 
 class Gateway:
@@ -333,13 +315,24 @@ class Gateway:
         self, exchange: Exchange, view: ClientView, request_id: bytes
     ) -> RequestHandler:
         path = exchange.head.target
-        if path == b"/healthz" or (path == b"/readyz" and len(self._registry)):
-            self._plain(exchange, 200, b"OK", b"ok\n")
-            return _IGNORE
-        if path == b"/readyz":
-            self._plain(exchange, 503, b"Service Unavailable", b"no inner layer is connected\n")
-            return _IGNORE
-        return self._refuse(exchange, _NO_TARGET, view, request_id, None)
+        if path not in (b"/healthz", b"/readyz"):
+            return self._refuse(exchange, _NO_TARGET, view, request_id, None)
+        status = 200 if path == b"/healthz" or len(self._registry) else 503
+        if status == 200:
+            self._plain(exchange, status, b"OK", b"ok\n")
+        else:
+            self._plain(exchange, status, b"Service Unavailable", b"no inner layer is connected\n")
+        self._record(
+            view.address,
+            exchange.head,
+            status,
+            "",
+            request_id,
+            started=exchange.started,
+            bytes_out=exchange.bytes_sent,
+            version=exchange.http_version,
+        )
+        return NOBODY
 
     def _plain(self, exchange: Exchange, status: int, reason: bytes, body: bytes) -> None:
         headers = [
@@ -369,7 +362,7 @@ class Gateway:
             target=target.name if target is not None else "",
             version=exchange.http_version,
         )
-        return _IGNORE
+        return NOBODY
 
     def _record_refusal(
         self,
@@ -383,9 +376,36 @@ class Gateway:
         target: str = "",
         version: tuple[int, int] = (1, 1),
     ) -> None:
+        self._record(
+            address,
+            head,
+            refusal.status,
+            refusal.reason,
+            request_id.encode("ascii"),
+            started=started,
+            bytes_out=bytes_out,
+            target=target,
+            version=version,
+        )
+        if refusal.status >= 500:
+            self._remember(target, "", refusal.status, refusal.reason, request_id)
+
+    def _record(
+        self,
+        address: str,
+        head: RequestHead,
+        status: int,
+        outcome: str,
+        request_id: bytes,
+        *,
+        started: float,
+        bytes_out: int,
+        target: str = "",
+        version: tuple[int, int],
+    ) -> None:
+        """Log and count a request that no inner layer has seen."""
         duration = self.seconds() - started
-        self._metrics.request_done(target or "-", refusal.status, duration, 0, bytes_out)
-        headers = head.headers
+        self._metrics.request_done(target or "-", status, duration, 0, bytes_out)
         self._access_log.record(
             Entry(
                 time=time.time() - duration,
@@ -393,21 +413,19 @@ class Gateway:
                 method=head.method,
                 target=head.target,
                 version=version,
-                status=refusal.status,
+                status=status,
                 bytes_out=bytes_out,
                 bytes_in=0,
-                referer=get(headers, b"referer") or b"",
-                user_agent=get(headers, b"user-agent") or b"",
+                referer=get(head.headers, b"referer") or b"",
+                user_agent=get(head.headers, b"user-agent") or b"",
                 target_name=target,
                 identifier="",
-                request_id=request_id.encode("ascii"),
+                request_id=request_id,
                 duration=duration,
                 first_byte=None,
-                outcome=refusal.reason,
+                outcome=outcome,
             )
         )
-        if refusal.status >= 500:
-            self._remember(target, "", refusal.status, refusal.reason, request_id)
 
     def _remember(
         self, target: str, identifier: str, status: int, reason: str, request_id: str
