@@ -78,6 +78,8 @@ class Tunnel:
         self.round_trip: float | None = None
         #: The peer takes no further streams.
         self.leaving = False
+        #: It has no carrier at the moment; its streams wait for the next one.
+        self.suspended = False
         carrier.allow_large()
         carrier.listener = self
         self._timer = clock.callLater(0, self._ping)
@@ -100,6 +102,11 @@ class Tunnel:
         socket has been dealt with."""
         if len(self.session.streams) <= 1 and self._flush_call is not None:
             self._flush()
+
+    def leave(self, reason: str) -> None:
+        """Tell the peer that no further streams are accepted; those that are open go on."""
+        if not self._ended:
+            self.session.go_away(TunnelCode.NO_ERROR, reason)
 
     def close(self, code: TunnelCode, reason: str) -> None:
         """Tell the peer to go, and end."""
