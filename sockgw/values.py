@@ -17,6 +17,7 @@ __all__ = [
     "count_or_zero",
     "listening",
     "milliseconds",
+    "milliseconds_or_zero",
     "one_of",
     "pair",
     "path",
@@ -55,6 +56,11 @@ def _whole_number(value: str, least: int, what: str) -> int:
 def milliseconds(value: str) -> float:
     """Read a duration in whole milliseconds; return seconds."""
     return _whole_number(value, 1, " of milliseconds") / 1000
+
+
+def milliseconds_or_zero(value: str) -> float:
+    """Read a duration in whole milliseconds, of which zero has a meaning; return seconds."""
+    return _whole_number(value, 0, " of milliseconds") / 1000
 
 
 def count(value: str) -> int:

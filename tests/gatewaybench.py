@@ -7,7 +7,7 @@ whose streams a test answers as it likes.
 from collections import Counter
 
 from http_clients import LIMITS, Transport
-from tunnelpair import carriers
+from tunnelpair import Owner, carriers
 from twisted.internet.task import Clock
 
 from sockgw.config import load
@@ -22,6 +22,7 @@ from sockgw.outer.registry import Member, Registry
 from sockgw.outer.targets import parse_targets
 from sockgw.protocol.frames import decode
 from sockgw.protocol.heads import ResponseHead
+from sockgw.protocol.memory import Limits
 from sockgw.protocol.windows import WINDOW
 from sockgw.tunnel.tunnel import Tunnel
 
@@ -118,14 +119,12 @@ class Inner:
         self.outer_carrier, self.carrier = carriers()
         options = {
             "identifier": identifier,
-            "max_streams": max_streams,
+            "limits": Limits(max_streams=max_streams),
             "ping_interval": 1e9,  # its pings would end the calm in which tests look around
             "ping_timeout": 1e9,
         }
-        self.outer = Tunnel(bench.clock, self.outer_carrier, ended=bench.tunnel_ended, **options)
-        self.tunnel = Tunnel(
-            bench.clock, self.carrier, ended=self._ended, opened=self._opened, **options
-        )
+        self.outer = Tunnel(bench.clock, self.outer_carrier, bench, **options)
+        self.tunnel = Tunnel(bench.clock, self.carrier, Owner(), opened=self._opened, **options)
         self.member = Member(self.outer, identifier, b"f" * 32, "192.0.2.1", 0.0)
         bench.registry.add(self.member)
         bench.inners.append(self)
@@ -136,9 +135,6 @@ class Inner:
         self.streams.append(incoming)
         return incoming
 
-    def _ended(self, tunnel, reason):
-        pass
-
     @property
     def last(self):
         return self.streams[-1]
@@ -147,7 +143,7 @@ class Inner:
         """The outer layer gets these frames, as if they came from a hostile inner layer."""
         message = b"".join(frames)
         # As the real end would have counted them, or it would take offence at being acknowledged.
-        self.tunnel.session._sent += sum(number > 0 for _, _, number, _ in decode(message))
+        self.tunnel.session._outbox.sent += sum(number > 0 for _, _, number, _ in decode(message))
         self.outer.heard()
         self.outer.message_received(message)
         self.bench.run()
@@ -298,8 +294,14 @@ class Bench:
         self.inners = []
         self.frames = []  # from the outer layer
 
-    def tunnel_ended(self, tunnel, reason):
+    def ended(self, tunnel, reason):
         self.registry.remove(tunnel)
+
+    def suspended(self, tunnel, reason):
+        self.registry.suspended(tunnel)
+
+    def told_to_leave(self, tunnel):
+        pass
 
     def run(self):
         """Let everybody talk until all are silent; no time passes."""

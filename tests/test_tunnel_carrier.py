@@ -26,6 +26,7 @@ from sockgw.outer.site import make_site, socket_root
 from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.frames import MAX_MESSAGE
 from sockgw.protocol.heads import RequestHead, ResponseHead
+from sockgw.protocol.memory import Limits
 from sockgw.protocol.payloads import Destination
 from sockgw.protocol.windows import WINDOW
 from sockgw.tunnel import carrier as carrier_module
@@ -1010,10 +1011,6 @@ class TunnelTests(Bench):
         self.inner_ends = {}
         self.ends = []
 
-        def ended(tunnel, reason):
-            self.ends.append(tunnel)
-            self.progress.happened()
-
         def opened(tunnel, stream, head, to, complete):
             number = int(head.target)
             end = End(self, self.payloads[number][1], slow=number in self.slow)
@@ -1026,17 +1023,26 @@ class TunnelTests(Bench):
 
         options = {
             "identifier": "office",
-            "max_streams": 100,
+            "limits": Limits(max_streams=100),
             "ping_interval": 15.0,
             "ping_timeout": 10.0,
-            "ended": ended,
         }
-        outer = Tunnel(reactor, outer_listener.carrier, **options)
-        inner = Tunnel(reactor, inner_listener.carrier, opened=opened, **options)
+        outer = Tunnel(reactor, outer_listener.carrier, self, **options)
+        inner = Tunnel(reactor, inner_listener.carrier, self, opened=opened, **options)
         # The listeners only wait for the end, which the tunnels are told now.
         for tunnel, listener in ((outer, outer_listener), (inner, inner_listener)):
             self._follow(tunnel, listener)
         return outer, inner
+
+    def ended(self, tunnel, reason):
+        self.ends.append(tunnel)
+        self.progress.happened()
+
+    def suspended(self, tunnel, reason):
+        raise AssertionError("there is no resume window")
+
+    def told_to_leave(self, tunnel):
+        raise AssertionError("nobody leaves")
 
     def _follow(self, tunnel, listener):
         closed = tunnel.closed

@@ -2,6 +2,7 @@
 
 from twisted.internet.task import Clock
 
+from sockgw.protocol.memory import Limits
 from sockgw.tunnel.tunnel import Tunnel
 
 
@@ -66,29 +67,68 @@ def carriers():
     return outer, inner
 
 
+def acknowledge(*tunnels):
+    """Do what the tunnels would some milliseconds later; return whether there was something."""
+    untold = [tunnel.session for tunnel in tunnels if tunnel.session.untold]
+    for session in untold:
+        session.acknowledge()
+    return bool(untold)
+
+
+class Owner:
+    """Owns tunnels, and keeps what it is told of them."""
+
+    def __init__(self):
+        self.ends = []
+        self.suspensions = []
+        self.left = []
+
+    def ended(self, tunnel, reason):
+        assert not tunnel.available
+        self.ends.append((tunnel, reason))
+
+    def suspended(self, tunnel, reason):
+        assert not tunnel.available
+        self.suspensions.append((tunnel, reason))
+
+    def told_to_leave(self, tunnel):
+        self.left.append(tunnel)
+
+
 class TunnelPair:
     """An outer and an inner tunnel."""
 
     def __init__(self, opener, clock=None, **options):
         self.clock = clock or Clock()
-        self.ended = []
+        self.owner = Owner()
+        self.ended = self.owner.ends
         self.outer_carrier, self.inner_carrier = carriers()
-        options = {"max_streams": 100, "ping_interval": 15.0, "ping_timeout": 10.0, **options}
-
-        def ended(tunnel, reason):
-            self.ended.append((tunnel, reason))
-
-        self.outer = Tunnel(
-            self.clock, self.outer_carrier, identifier="office", ended=ended, **options
-        )
-        self.inner = Tunnel(
-            self.clock,
-            self.inner_carrier,
-            identifier="office",
-            ended=ended,
-            opened=opener,
+        options = {
+            "identifier": "office",
+            "limits": Limits(max_streams=100),
+            "ping_interval": 15.0,
+            "ping_timeout": 10.0,
             **options,
-        )
+        }
+        self.outer = Tunnel(self.clock, self.outer_carrier, self.owner, **options)
+        self.inner = Tunnel(self.clock, self.inner_carrier, self.owner, opened=opener, **options)
+
+    def cut(self):
+        """The carrier is lost with all that is on it; both sides notice."""
+        for carrier in (self.outer_carrier, self.inner_carrier):
+            carrier.sent.clear()
+            carrier.open = False
+        for carrier in (self.outer_carrier, self.inner_carrier):
+            carrier.listener.closed("cut", False)
+
+    def reconnect(self):
+        """Give both a new carrier, as a handshake would."""
+        self.outer_carrier, self.inner_carrier = carriers()
+        inner_received = self.inner.session.received
+        self.outer.detach()
+        outer_received = self.outer.session.received
+        self.outer.resume_on(self.outer_carrier, inner_received)
+        self.inner.resume_on(self.inner_carrier, outer_received)
 
     def run(self):
         """Let both sides talk until they are silent; no time passes."""
@@ -96,3 +136,4 @@ class TunnelPair:
         while busy:
             self.clock.advance(0)
             busy = self.outer_carrier.deliver() | self.inner_carrier.deliver()
+            busy = busy or acknowledge(self.outer, self.inner)

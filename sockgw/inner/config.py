@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from sockgw.config import Config, ConfigError, setting
+from sockgw.config import ConfigError, setting
 from sockgw.inner.allow import AllowList
 from sockgw.inner.proxy import proxy_for
 from sockgw.inner.tcp import is_loopback
 from sockgw.keys import check_identifier
 from sockgw.options import make_options
+from sockgw.tunnelconfig import TunnelConfig
 from sockgw.values import count, milliseconds, one_of, pair, path, url, yes_no
 
 __all__ = ["InnerConfig", "InnerOptions"]
@@ -42,7 +43,7 @@ def _proxy(value: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InnerConfig(Config):
+class InnerConfig(TunnelConfig):
     """The inner layer's configuration. Durations are in seconds, sizes in bytes."""
 
     private_key: str = setting(
@@ -136,19 +137,21 @@ class InnerConfig(Config):
     max_header_count: int = setting(
         "Most header fields in an answer.", count, metavar="NUMBER", default="200"
     )
-    max_streams: int = setting("Most exchanges at a time.", count, metavar="NUMBER", default="1000")
-
     reconnect_delay: float = setting(
         "Pause before the first new attempt to connect; it grows with each that fails.",
         milliseconds,
         metavar="MS",
-        default="500",
+        default="750",
     )
     max_reconnect_delay: float = setting(
-        "Longest pause between attempts to connect.", milliseconds, metavar="MS", default="30000"
+        "Longest pause between attempts to connect, while nobody answers.",
+        milliseconds,
+        metavar="MS",
+        default="2000",
     )
     refused_delay: float = setting(
-        "Pause after the outer layer has refused the key.",
+        "Pause after the outer layer has refused the key; the longest one where it takes the "
+        "connection and then has no place.",
         milliseconds,
         metavar="MS",
         default="120000",
@@ -159,17 +162,11 @@ class InnerConfig(Config):
         metavar="MS",
         default="10000",
     )
-    ping_interval: float = setting(
-        "Time from one ping of the tunnel to the next, whether there is traffic or not.",
+    drain_timeout: float = setting(
+        "Longest time for exchanges under way to end after SIGTERM.",
         milliseconds,
         metavar="MS",
-        default="15000",
-    )
-    ping_timeout: float = setting(
-        "Time after a ping within which some byte must come, or the outer layer counts as dead.",
-        milliseconds,
-        metavar="MS",
-        default="10000",
+        default="60000",
     )
     log_format: str = setting(
         "How events are logged.",

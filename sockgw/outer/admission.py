@@ -2,6 +2,10 @@
 
 Whatever goes wrong, the stranger sees the same: the connection closes. The log says why, in one
 line, and the metrics count it.
+
+An inner layer that lost its carrier comes back here: it authenticates in full, as everybody does,
+and proves the secret of its tunnel besides. Then the new carrier takes the place of the old one at
+once, also of one that still looks alive.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from math import ceil
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorTime
@@ -24,6 +29,7 @@ from sockgw.protocol.errors import TunnelCode, TunnelError
 from sockgw.protocol.frames import FrameType, decode, encode
 from sockgw.protocol.handshake import (
     NONCE_SIZE,
+    SECRET_SIZE,
     TUNNEL_ID_SIZE,
     Authenticated,
     HandshakeError,
@@ -64,6 +70,8 @@ class Admission:
         self._metrics = metrics
         self._decoy = decoy
         self._random = random
+        self._limits = config.limits()
+        self._memory = config.memory()
         self._hosts = frozenset(host_name(name) for name in config.socket_host)
         self._waiting: set[_Greeting] = set()
 
@@ -75,6 +83,7 @@ class Admission:
             channel_binding=carrier.channel_binding() if self._config.channel_binding else None,
             lookup=self._keyring.find,
             decoy=self._decoy,
+            secret_of=self._secret_of,
         )
         self._waiting.add(_Greeting(self, carrier, handshake))
 
@@ -89,7 +98,7 @@ class Admission:
         for greeting in list(self._waiting):
             greeting.cut()
         for member in self._registry:
-            member.tunnel.close(TunnelCode.NO_ERROR, "the outer layer stops")
+            member.tunnel.close(TunnelCode.CLOSED, "the outer layer stops")
 
     # ------------------------------------------------------------------ for greetings
 
@@ -116,11 +125,18 @@ class Admission:
 
     def admit(self, carrier: Carrier, handshake: OuterHandshake, known: Authenticated) -> None:
         """The peer has proved who it is."""
-        limit = ""
-        if self._registry.full:
-            limit = "max-tunnels"
-        elif self._registry.crowded(known.fingerprint):
-            limit = "max-tunnels-per-key"
+        if known.resumption is not None:
+            member = self._registry.find(known.resumption.tunnel)
+            # It has the secret. Whether it is also the same inner layer, is another question.
+            if (
+                member is not None
+                and member.fingerprint == known.fingerprint
+                and member.identifier == known.identifier
+                and member.tunnel.session.resumable(known.resumption.received)
+            ):
+                self._resume(member, carrier, handshake, known.resumption.received)
+                return
+        limit = self._registry.room_for(known.fingerprint)
         if limit:
             self._metrics.handshake_failed(Refused.LIMIT)
             self._log.error(
@@ -131,21 +147,33 @@ class Admission:
             )
             carrier.close()
             return
-        kind, payload = handshake.welcome(
-            tunnel=self._random(TUNNEL_ID_SIZE), max_streams=self._config.max_streams
-        )
-        carrier.send(encode(FrameType(kind), 0, 0, payload))
+        config = self._config
+        tunnel_id = self._random(TUNNEL_ID_SIZE)
+        resume_window = config.resume_window if handshake.resumes else 0.0
+        secret = self._random(SECRET_SIZE) if resume_window else b""
+        self._welcome(carrier, handshake, tunnel_id, secret=secret)
         tunnel = Tunnel(
             self._clock,
             carrier,
+            self,
             identifier=known.identifier,
-            max_streams=self._config.max_streams,
-            ping_interval=self._config.ping_interval,
-            ping_timeout=self._config.ping_timeout,
-            ended=self._ended,
+            ping_interval=config.ping_interval,
+            ping_timeout=config.ping_timeout,
+            resume_window=resume_window,
+            limits=self._limits,
+            memory=self._memory,
         )
-        member = Member(tunnel, known.identifier, known.fingerprint, _address(carrier), time.time())
+        member = Member(
+            tunnel,
+            known.identifier,
+            known.fingerprint,
+            _address(carrier),
+            time.time(),
+            tunnel_id,
+            secret,
+        )
         self._registry.add(member)
+        self._retire(member)
         self._log.info(
             "inner layer {identifier} connected address={address} key={key} agent={agent}",
             identifier=known.identifier,
@@ -154,7 +182,78 @@ class Admission:
             agent=known.agent,
         )
 
-    def _ended(self, tunnel: Tunnel, reason: str) -> None:
+    def _retire(self, successor: Member) -> None:
+        """End the tunnels that had to be replaced, as their streams do."""
+        for member in self._registry:
+            if (
+                member.tunnel.session.worn
+                and member.fingerprint == successor.fingerprint
+                and member.identifier == successor.identifier
+            ):
+                member.tunnel.finish("another tunnel has taken over")
+
+    def _resume(
+        self, member: Member, carrier: Carrier, handshake: OuterHandshake, received: int
+    ) -> None:
+        """An inner layer is back: its tunnel goes on with the new carrier."""
+        tunnel = member.tunnel
+        taken_over = not tunnel.suspended
+        # From here on nothing comes from the old carrier, so that the count below is true.
+        tunnel.detach()
+        self._welcome(carrier, handshake, member.tunnel_id, received=tunnel.session.received)
+        tunnel.resume_on(carrier, received)
+        member.address = _address(carrier)
+        self._metrics.resumed(taken_over)
+        self._registry.resumed(member)
+        self._log.info(
+            "inner layer {identifier} is back{how} address={address}: {streams} streams go on,"
+            " {bytes} bytes are sent again",
+            identifier=member.identifier,
+            how=" while its old connection looked alive" if taken_over else "",
+            address=member.address,
+            streams=len(tunnel.session.streams),
+            bytes=tunnel.session.unacknowledged,
+        )
+
+    def _welcome(
+        self,
+        carrier: Carrier,
+        handshake: OuterHandshake,
+        tunnel_id: bytes,
+        *,
+        secret: bytes = b"",
+        received: int | None = None,
+    ) -> None:
+        kind, payload = handshake.welcome(
+            tunnel=tunnel_id,
+            max_streams=self._config.max_streams,
+            # Whole seconds, and not 0, which means none.
+            resume_window=ceil(self._config.resume_window) if handshake.resumes else 0,
+            secret=secret,
+            received=received,
+        )
+        carrier.send(encode(FrameType(kind), 0, 0, payload))
+
+    def _secret_of(self, tunnel_id: bytes) -> bytes | None:
+        member = self._registry.find(tunnel_id)
+        return member.secret if member is not None and member.secret else None
+
+    # ------------------------------------------------------------------ the tunnels' owner
+
+    def suspended(self, tunnel: Tunnel, reason: str) -> None:
+        member = self._registry.suspended(tunnel)
+        if member is not None:
+            self._log.warn(
+                "inner layer {identifier} has lost its connection: {reason} address={address};"
+                " {streams} streams wait for it, {window:g} s at most",
+                identifier=member.identifier,
+                reason=reason,
+                address=member.address,
+                streams=len(tunnel.session.streams),
+                window=self._config.resume_window,
+            )
+
+    def ended(self, tunnel: Tunnel, reason: str) -> None:
         member = self._registry.remove(tunnel)
         if member is not None:
             self._metrics.tunnel_ended(tunnel.bytes_in, tunnel.bytes_out, tunnel.session.stalls)
@@ -164,6 +263,9 @@ class Admission:
                 reason=reason,
                 address=member.address,
             )
+
+    def told_to_leave(self, tunnel: Tunnel) -> None:
+        """An inner layer is draining: its tunnel takes no further streams, and it ends it."""
 
 
 def _address(carrier: Carrier) -> str:

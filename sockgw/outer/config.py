@@ -2,10 +2,21 @@
 
 from dataclasses import dataclass
 
-from sockgw.config import Config, ConfigError, setting
+from sockgw.config import ConfigError, setting
 from sockgw.http.networks import Networks
 from sockgw.options import make_options
-from sockgw.values import count, count_or_zero, listening, milliseconds, one_of, path, text, yes_no
+from sockgw.tunnelconfig import TunnelConfig
+from sockgw.values import (
+    count,
+    count_or_zero,
+    listening,
+    milliseconds,
+    milliseconds_or_zero,
+    one_of,
+    path,
+    text,
+    yes_no,
+)
 
 __all__ = ["OuterConfig", "OuterOptions"]
 
@@ -31,7 +42,7 @@ def _public_key(value: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OuterConfig(Config):
+class OuterConfig(TunnelConfig):
     """The outer layer's configuration. Durations are in seconds, sizes in bytes."""
 
     app_port: tuple[str, ...] = setting(
@@ -116,17 +127,12 @@ class OuterConfig(Config):
         metavar="MS",
         default="10000",
     )
-    ping_interval: float = setting(
-        "Time from one ping of a tunnel to the next, whether there is traffic or not.",
-        milliseconds,
+    resume_window: float = setting(
+        "How long a tunnel whose connection broke is kept for the inner layer to come back, while "
+        "its exchanges pause; 0: not at all.",
+        milliseconds_or_zero,
         metavar="MS",
-        default="15000",
-    )
-    ping_timeout: float = setting(
-        "Time after a ping within which some byte must come, or the inner layer counts as dead.",
-        milliseconds,
-        metavar="MS",
-        default="10000",
+        default="30000",
     )
 
     trust_proxy: tuple[str, ...] = setting(
@@ -177,9 +183,6 @@ class OuterConfig(Config):
     )
     max_body_size: int = setting(
         "Largest body of a request; 0 for any size.", count_or_zero, metavar="BYTES", default="0"
-    )
-    max_streams: int = setting(
-        "Most exchanges at a time in one tunnel.", count, metavar="NUMBER", default="1000"
     )
     max_tunnels: int = setting("Most tunnels.", count, metavar="NUMBER", default="1000")
     max_tunnels_per_key: int = setting(

@@ -79,6 +79,8 @@ class Metrics:
     def __init__(self) -> None:
         self._targets: dict[str, _Target] = {}
         self._handshake_failures = dict.fromkeys(Refused, 0)
+        self._resumes = 0
+        self._takeovers = 0
         self._ended: TunnelCount = (0, 0, 0)
         #: Open streams, connections of clients, and tunnels by identifier.
         self.gauge_streams: Callable[[], int] = _nothing
@@ -114,6 +116,11 @@ class Metrics:
     def tunnel_ended(self, bytes_in: int, bytes_out: int, stalls: int) -> None:
         """Keep the counts of a tunnel that no longer stands."""
         self._ended = _sum(self._ended, (bytes_in, bytes_out, stalls))
+
+    def resumed(self, taken_over: bool) -> None:
+        """Count a tunnel that goes on with another carrier."""
+        self._resumes += 1
+        self._takeovers += taken_over
 
     def handshake_failed(self, kind: Refused) -> None:
         """Count an inner layer turned away."""

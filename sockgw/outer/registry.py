@@ -7,9 +7,10 @@ ago, so that idle replicas take turns.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
+from sockgw.protocol.errors import TunnelCode
 from sockgw.tunnel.tunnel import Tunnel
 
 __all__ = ["Affinity", "Member", "Registry"]
@@ -24,6 +25,8 @@ class Member:
     fingerprint: bytes  #: SHA-256 of its public key
     address: str
     since: float  #: seconds since the epoch
+    tunnel_id: bytes = b""  #: by which the inner layer can come back to it
+    secret: bytes = field(default=b"", repr=False)  #: which it then has to know
     chosen: int = 0  #: when it was last chosen, by a counter
 
 
@@ -40,6 +43,7 @@ class Registry:
         self._max_per_key = max_tunnels if max_per_key is None else max_per_key
         self._per_key: Counter[bytes] = Counter()
         self._members: dict[Tunnel, Member] = {}
+        self._by_id: dict[bytes, Member] = {}
         self._by_identifier: dict[str, list[Member]] = {}
         self._turn = count(1)
 
@@ -49,25 +53,53 @@ class Registry:
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
 
-    @property
-    def full(self) -> bool:
-        """Whether no further tunnel is accepted."""
-        return len(self._members) >= self._max_tunnels
+    def room_for(self, fingerprint: bytes) -> str:
+        """Return the limit that keeps that key from having another tunnel; empty where none does.
 
-    def crowded(self, fingerprint: bytes) -> bool:
-        """Whether that key has as many tunnels as one may."""
-        return self._per_key[fingerprint] >= self._max_per_key
+        Its own tunnels that wait for their inner layer make room first, the oldest of them: who
+        comes with a new one has lost that.
+        """
+        while limit := self._limit(fingerprint):
+            waiting = (
+                member
+                for member in self._members.values()
+                if member.tunnel.suspended and member.fingerprint == fingerprint
+            )
+            oldest = next(waiting, None)
+            if oldest is None:
+                return limit
+            oldest.tunnel.close(TunnelCode.CLOSED, "its key has too many tunnels")
+        return ""
+
+    def _limit(self, fingerprint: bytes) -> str:
+        if self._per_key[fingerprint] >= self._max_per_key:
+            return "max-tunnels-per-key"
+        return "max-tunnels" if len(self._members) >= self._max_tunnels else ""
+
+    def find(self, tunnel_id: bytes) -> Member | None:
+        """Return whose tunnel it is."""
+        return self._by_id.get(tunnel_id)
+
+    def suspended(self, tunnel: Tunnel) -> Member | None:
+        """A tunnel has lost its carrier; return whose it is."""
+        return self._members.get(tunnel)
+
+    def resumed(self, member: Member) -> None:
+        """A tunnel has a carrier again."""
 
     def add(self, member: Member) -> None:
         """An inner layer has proved who it is."""
         self._members[member.tunnel] = member
         self._by_identifier.setdefault(member.identifier, []).append(member)
         self._per_key[member.fingerprint] += 1
+        if member.tunnel_id:
+            self._by_id[member.tunnel_id] = member
 
     def remove(self, tunnel: Tunnel) -> Member | None:
         """A tunnel has ended; return whose it was."""
         member = self._members.pop(tunnel, None)
         if member is not None:
+            self._by_id.pop(member.tunnel_id, None)
             same = self._by_identifier[member.identifier]
             same.remove(member)
             if not same:

@@ -5,15 +5,18 @@
     ProtocolError
     ├── LocalError                 our own code broke a rule of the protocol: a bug here
     └── RemoteError                the peer broke one
+        ├── HandshakeError         the peer is not let in: the carrier closes, without a reason
         ├── TunnelError            ends the tunnel (GOAWAY with a TunnelCode)
         └── StreamError            ends one stream (RESET with a StreamCode)
 """
 
-from enum import IntEnum, unique
+from enum import Enum, IntEnum, unique
 
 __all__ = [
+    "HandshakeError",
     "LocalError",
     "ProtocolError",
+    "Refused",
     "RemoteError",
     "StreamCode",
     "StreamError",
@@ -33,6 +36,7 @@ class StreamCode(IntEnum):
     FLOW_CONTROL_ERROR = 4
     INTERNAL_ERROR = 5
     TUNNEL_LOST = 6  #: the tunnel ended; each side tells itself, it is never on the wire
+    OVERLOADED = 7  #: what is held for slow readers has reached its bound, this one holds most
     DNS_ERROR = 16
     CONNECTION_REFUSED = 17
     CONNECTION_TIMEOUT = 18
@@ -51,13 +55,14 @@ class StreamCode(IntEnum):
 class TunnelCode(IntEnum):
     """Why a tunnel ends (GOAWAY)."""
 
-    NO_ERROR = 0  #: leaving in good order
+    NO_ERROR = 0  #: leaving in good order: no new streams, those that are open go on
     PROTOCOL_ERROR = 1
     FRAME_SIZE_ERROR = 2
     FLOW_CONTROL_ERROR = 3
     FLOODED = 4  #: more control frames than anybody needs
     REVOKED = 5  #: the key is no longer accepted
     INTERNAL_ERROR = 6
+    CLOSED = 7  #: the tunnel is over in good order: there is nothing to resume
 
 
 class ProtocolError(Exception):
@@ -89,3 +94,37 @@ class StreamError(RemoteError):
         self.stream = stream
         self.code = code
         self.detail = detail
+
+
+@unique
+class Refused(Enum):
+    """What kind of thing was wrong with a handshake; the value is its label in metrics."""
+
+    MALFORMED = "malformed"
+    VERSION = "version"
+    KEY = "key"  #: unknown
+    SIGNATURE = "signature"
+    HOST = "host"
+    IDENTIFIER = "identifier"
+    TIMEOUT = "timeout"
+    LEFT = "left"  #: the peer went away before the end
+    LIMIT = "limit"  #: no fault of the peer's: there are too many
+
+
+class HandshakeError(RemoteError):
+    """The peer is not let in.
+
+    ``reason`` is for the operator's log, safe to print, and never for the peer. ``fingerprint`` is
+    the key that the peer claimed to have (32 bytes), or None before it named one.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        fingerprint: bytes | None = None,
+        kind: Refused = Refused.MALFORMED,
+    ) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.fingerprint = fingerprint

@@ -11,7 +11,14 @@
 The signature covers both first messages as they were sent, and so both nonces, what was offered
 and what was chosen: changing any bit on the way makes it worthless, and no version can be talked
 down. The host that the inner layer dialled and, on direct TLS, the channel binding (RFC 9266) make
-it worthless to anybody who relays it. WELCOME is not signed: the outer layer has no key but that of
+it worthless to anybody who relays it.
+
+Who comes back to a tunnel names it in PROOF, with the number of frames that it has received, and
+proves in addition to its key that it has the tunnel's secret, which WELCOME told it when the tunnel
+was new. The secret itself does not cross the wire again: a code made with it does. Where the outer
+layer has the tunnel no more, WELCOME simply names a new one.
+
+WELCOME is not signed: the outer layer has no key but that of
 its TLS certificate, which the inner layer has verified before.
 
 Each payload is a MessagePack map with text keys. Unknown keys are ignored, so that later versions
@@ -20,14 +27,17 @@ bounded before anything is decoded. Whatever a peer sends, :class:`HandshakeErro
 raised: close the carrier, tell the peer nothing, log the reason.
 """
 
+from __future__ import annotations
+
+import hashlib
+import hmac
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto, unique
-from typing import Any, Final, Protocol
+from enum import Enum, auto
+from typing import Final, Protocol, TypedDict
 
-import msgpack
-
-from sockgw.protocol.errors import LocalError, RemoteError
+from sockgw.protocol.errors import HandshakeError, LocalError, Refused
+from sockgw.protocol.fields import MAX_PAYLOAD, Fields, pack
 
 __all__ = [
     "CHALLENGE",
@@ -35,6 +45,7 @@ __all__ = [
     "MAX_PAYLOAD",
     "NONCE_SIZE",
     "PROOF",
+    "SECRET_SIZE",
     "TUNNEL_ID_SIZE",
     "VERSIONS",
     "WELCOME",
@@ -44,6 +55,7 @@ __all__ = [
     "InnerHandshake",
     "OuterHandshake",
     "Refused",
+    "Resumption",
     "State",
     "Verifier",
     "Welcome",
@@ -62,9 +74,9 @@ Frame = tuple[int, bytes]
 VERSIONS: Final = (1,)
 """The versions of the protocol that this code speaks."""
 
-MAX_PAYLOAD: Final = 4096  # bytes; a PROOF with an RSA-4096 signature has about 700
 NONCE_SIZE: Final = 32  # bytes: no two are ever equal by chance
 TUNNEL_ID_SIZE: Final = 16  # bytes
+SECRET_SIZE: Final = 32  # bytes: those of SHA-256, whose HMAC it is for (RFC 2104, section 3)
 
 _FINGERPRINT_SIZE = 32  # bytes: SHA-256
 _MAX_SIGNATURE = 2048  # bytes: RSA with 16384 bits
@@ -76,45 +88,15 @@ _MAX_CAPABILITY = 64  # characters
 _MAX_VERSION = 0xFFFF
 _MAX_STREAMS = 0x7FFFFFFF  # a stream's id has 32 bits, and the outer layer's are odd
 _MAX_RESUME_WINDOW = 86400  # seconds
+_MAX_COUNT = 0xFFFF_FFFF_FFFF_FFFF  # of frames: u64
 
 _TLS_EXPORTER = "tls-exporter"
 _NO_BINDING = "none"
 
 _CONTEXT = b"sockgw.1 inner layer\0"
 
-
-@unique
-class Refused(Enum):
-    """What kind of thing was wrong with a handshake; the value is its label in metrics."""
-
-    MALFORMED = "malformed"
-    VERSION = "version"
-    KEY = "key"  #: unknown
-    SIGNATURE = "signature"
-    HOST = "host"
-    IDENTIFIER = "identifier"
-    TIMEOUT = "timeout"
-    LEFT = "left"  #: the peer went away before the end
-    LIMIT = "limit"  #: no fault of the peer's: there are too many
-
-
-class HandshakeError(RemoteError):
-    """The peer is not let in.
-
-    ``reason`` is for the operator's log, safe to print, and never for the peer. ``fingerprint`` is
-    the key that the peer claimed to have (32 bytes), or None before it named one.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        fingerprint: bytes | None = None,
-        kind: Refused = Refused.MALFORMED,
-    ) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
-        self.fingerprint = fingerprint
+_RESUME = "resume"
+"""The capability of going on with a tunnel whose carrier was lost."""
 
 
 class Verifier(Protocol):
@@ -128,18 +110,34 @@ class Verifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Resumption:
+    """A tunnel to go on with: its id, and how many frames of it this side has received."""
+
+    tunnel: bytes
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
 class Authenticated:
-    """What the outer layer knows of an inner layer that has proved its key."""
+    """What the outer layer knows of an inner layer that has proved its key.
+
+    ``resumption``: the tunnel, known to us, of which it has proved the secret; None for a new one.
+    """
 
     fingerprint: bytes
     identifier: str
     version: int
     agent: str
+    resumption: Resumption | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What the outer layer granted. ``resume_window`` is in seconds; 0: it resumes nothing."""
+    """What the outer layer granted.
+
+    ``resume_window`` is in seconds; 0: it resumes nothing. ``received``: how many frames it has got
+    of the tunnel that is resumed; None: the tunnel is new, and ``secret`` is for resuming it.
+    """
 
     version: int
     identifier: str
@@ -147,6 +145,8 @@ class Welcome:
     resume_window: int
     max_streams: int
     capabilities: tuple[str, ...]
+    secret: bytes
+    received: int | None
 
 
 def signed_message(
@@ -157,15 +157,17 @@ def signed_message(
     identifier: str,
     host: str,
     channel_binding: bytes,
+    resumption: tuple[bytes, ...] = (),
 ) -> bytes:
     """Return what the inner layer signs.
 
     The context ``"sockgw.1 inner layer"`` and a zero byte, then six fields, each preceded by its
     length in two bytes (big-endian): the payloads of HELLO and CHALLENGE as they were sent, the
     fingerprint, the identifier and the host of PROOF in UTF-8, and the channel binding: the
-    ``tls-exporter`` value where CHALLENGE says so, else nothing. What a capability may add to PROOF
-    one day becomes further fields: HELLO and CHALLENGE say which, and no list of fields is encoded
-    as another one is.
+    ``tls-exporter`` value where CHALLENGE says so, else nothing. Where CHALLENGE has the capability
+    ``resume``, three more follow, empty where no tunnel is resumed: its id, the number of frames
+    received (u64), and the code that proves its secret. HELLO and CHALLENGE say which fields there
+    are, and no list of fields is encoded as another one is.
     """
     fields = (
         hello,
@@ -174,8 +176,14 @@ def signed_message(
         identifier.encode(),
         host.encode(),
         channel_binding,
+        *resumption,
     )
     return _CONTEXT + b"".join(len(field).to_bytes(2, "big") + field for field in fields)
+
+
+def _code(secret: bytes, message: bytes) -> bytes:
+    """Return the code that proves a tunnel's secret; ``message`` ends with the frames received."""
+    return hmac.new(secret, message, hashlib.sha256).digest()
 
 
 def host_name(authority: str) -> str:
@@ -223,6 +231,15 @@ _LATE = {
 }
 
 
+class _SignedFields(TypedDict):
+    hello: bytes
+    challenge: bytes
+    fingerprint: bytes
+    identifier: str
+    host: str
+    channel_binding: bytes
+
+
 class _Side:
     """What both sides share: the state."""
 
@@ -244,6 +261,10 @@ class _Side:
         return HandshakeError(reason, kind=Refused.TIMEOUT)
 
 
+def _no_secret(tunnel: bytes) -> None:
+    return None
+
+
 class OuterHandshake(_Side):
     """The outer layer's side.
 
@@ -251,7 +272,8 @@ class OuterHandshake(_Side):
     been dialled, as :func:`host_name` returns them. ``channel_binding``: the ``tls-exporter`` value
     of the carrier's TLS connection, or None where TLS ends elsewhere. ``lookup`` returns the key
     with a fingerprint, or None. ``decoy`` is verified against where it returns None, so that the
-    time of the answer does not tell whether a key is known.
+    time of the answer does not tell whether a key is known. ``secret_of`` returns the secret of a
+    tunnel that can be resumed by its id, or None.
 
     Give :meth:`receive` each handshake frame; send the frame that it returns, or, once it returns
     :class:`Authenticated`, what :meth:`welcome` returns. Call :meth:`expire` when time is up.
@@ -265,6 +287,7 @@ class OuterHandshake(_Side):
         channel_binding: bytes | None,
         lookup: Callable[[bytes], Verifier | None],
         decoy: Verifier,
+        secret_of: Callable[[bytes], bytes | None] = _no_secret,
     ) -> None:
         super().__init__(State.AWAITING_HELLO)
         self._nonce = _own(nonce, NONCE_SIZE)
@@ -272,6 +295,8 @@ class OuterHandshake(_Side):
         self._channel_binding = channel_binding
         self._lookup = lookup
         self._decoy = decoy
+        self._secret_of = secret_of
+        self._resumes = False  # both can
         self._hello = b""
         self._challenge = b""
         self._version = 0
@@ -286,11 +311,11 @@ class OuterHandshake(_Side):
         return outcome
 
     def _greeted(self, payload: bytes) -> Frame:
-        hello = _Fields("HELLO", payload)
+        hello = Fields("HELLO", payload)
         versions = hello.versions("versions")
         hello.binary("nonce", NONCE_SIZE)  # signed as a part of the payload
         self._agent = hello.text("agent", _MAX_AGENT)
-        hello.texts("capabilities", _MAX_CAPABILITY)  # none is defined yet
+        self._resumes = _RESUME in hello.texts("capabilities", _MAX_CAPABILITY)
         common = set(versions).intersection(VERSIONS)
         if not common:
             raise HandshakeError(
@@ -298,27 +323,31 @@ class OuterHandshake(_Side):
             )
         self._version = max(common)
         self._hello = payload
-        self._challenge = _pack(
+        self._challenge = pack(
             version=self._version,
             nonce=self._nonce,
             binding=_NO_BINDING if self._channel_binding is None else _TLS_EXPORTER,
+            capabilities=[_RESUME] if self._resumes else [],
         )
         return CHALLENGE, self._challenge
 
     def _proved(self, payload: bytes) -> Authenticated:
-        proof = _Fields("PROOF", payload)
+        proof = Fields("PROOF", payload)
         fingerprint = proof.binary("key", _FINGERPRINT_SIZE)
         identifier = proof.text("identifier", _MAX_IDENTIFIER)
         host = proof.text("host", _MAX_HOST)
         signature = proof.binary("signature", 1, _MAX_SIGNATURE)
-        message = signed_message(
-            hello=self._hello,
-            challenge=self._challenge,
-            fingerprint=fingerprint,
-            identifier=identifier,
-            host=host,
-            channel_binding=self._channel_binding or b"",
-        )
+        resumption, code = self._resumption(proof)
+        fields: _SignedFields = {
+            "hello": self._hello,
+            "challenge": self._challenge,
+            "fingerprint": fingerprint,
+            "identifier": identifier,
+            "host": host,
+            "channel_binding": self._channel_binding or b"",
+        }
+        named = _named(resumption)
+        message = signed_message(**fields, resumption=(*named, code) if self._resumes else ())
         known = self._lookup(fingerprint)
         genuine = (self._decoy if known is None else known).verify(message, signature)
         if known is None:
@@ -334,25 +363,57 @@ class OuterHandshake(_Side):
             raise HandshakeError(
                 f"identifier {identifier!r} is not of its key", fingerprint, Refused.IDENTIFIER
             )
+        if resumption is not None:
+            secret = self._secret_of(resumption.tunnel)
+            if secret is None:
+                resumption = None  # it is over: a new one is what remains
+            elif not hmac.compare_digest(_code(secret, signed_message(**fields, resumption=named)),
+                                         code):  # fmt: skip
+                raise HandshakeError("wrong secret of a tunnel", fingerprint, Refused.SIGNATURE)
         self._identifier = identifier or known.identifiers[0]
-        return Authenticated(fingerprint, self._identifier, self._version, self._agent)
+        return Authenticated(fingerprint, self._identifier, self._version, self._agent, resumption)
 
-    def welcome(self, *, tunnel: bytes, max_streams: int, resume_window: int = 0) -> Frame:
+    def _resumption(self, proof: Fields) -> tuple[Resumption | None, bytes]:
+        """Return which tunnel is to be resumed, and the code that proves its secret."""
+        if not self._resumes or not proof.has("tunnel"):
+            return None, b""
+        tunnel = proof.binary("tunnel", TUNNEL_ID_SIZE)
+        received = proof.whole("received", 0, _MAX_COUNT)
+        return Resumption(tunnel, received), proof.binary("code", SECRET_SIZE)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the peer could resume a tunnel; known once it has said HELLO."""
+        return self._resumes
+
+    def welcome(
+        self,
+        *,
+        tunnel: bytes,
+        max_streams: int,
+        resume_window: int = 0,
+        secret: bytes = b"",
+        received: int | None = None,
+    ) -> Frame:
         """Let the inner layer in: return WELCOME, the last frame of the handshake.
 
-        ``tunnel``: 16 fresh random bytes. Raises LocalError unless :meth:`receive` has just
-        returned :class:`Authenticated`.
+        ``tunnel``: 16 bytes; fresh random ones, with a fresh ``secret`` of 32 bytes, or those of
+        the tunnel that is resumed, of which we have ``received`` so many frames. ``resume_window``
+        in seconds. Raises LocalError unless :meth:`receive` has just returned
+        :class:`Authenticated`.
         """
         if self.state is not State.AUTHENTICATED:
             raise LocalError(f"welcome in state {self.state.name}")
         self.state = State.WELCOMED
-        return WELCOME, _pack(
+        return WELCOME, pack(
             version=self._version,
             identifier=self._identifier,
             tunnel=_own(tunnel, TUNNEL_ID_SIZE),
             resume_window=resume_window,
             max_streams=max_streams,
             capabilities=[],
+            **({"secret": _own(secret, SECRET_SIZE)} if secret else {}),
+            **({} if received is None else {"received": received}),
         )
 
 
@@ -362,7 +423,8 @@ class InnerHandshake(_Side):
     ``nonce``: 32 fresh random bytes. ``fingerprint`` and ``sign`` are those of its private key.
     ``identifier``: the one to be known by, or ``""`` for the key's own. ``host``: the host that was
     dialled, as :func:`host_name` returns it. ``channel_binding``: the ``tls-exporter`` value where
-    the carrier is TLS, else None.
+    the carrier is TLS, else None. ``resumption``, with the ``secret`` of that tunnel: what to go on
+    with; nothing may be received of it any more once PROOF is made.
 
     Send what :meth:`start` returns; give :meth:`receive` each handshake frame and send the frame
     that it returns, until it returns :class:`Welcome`.
@@ -378,6 +440,8 @@ class InnerHandshake(_Side):
         host: str,
         channel_binding: bytes | None,
         agent: str,
+        resumption: Resumption | None = None,
+        secret: bytes = b"",
     ) -> None:
         super().__init__(State.NEW)
         self._nonce = _own(nonce, NONCE_SIZE)
@@ -386,7 +450,11 @@ class InnerHandshake(_Side):
         self._identifier = identifier
         self._host = host
         self._channel_binding = channel_binding
-        self._hello = _pack(versions=list(VERSIONS), nonce=nonce, agent=agent, capabilities=[])
+        self._resumption = resumption
+        self._secret = secret
+        self._hello = pack(
+            versions=list(VERSIONS), nonce=nonce, agent=agent, capabilities=[_RESUME]
+        )
         self._version = 0
 
     def start(self) -> Frame:
@@ -404,7 +472,7 @@ class InnerHandshake(_Side):
         return outcome
 
     def _challenged(self, payload: bytes) -> Frame:
-        challenge = _Fields("CHALLENGE", payload)
+        challenge = Fields("CHALLENGE", payload)
         self._version = challenge.whole("version", 1, _MAX_VERSION)
         nonce = challenge.binary("nonce", NONCE_SIZE)
         binding = challenge.text("binding", len(_TLS_EXPORTER))
@@ -421,23 +489,38 @@ class InnerHandshake(_Side):
             raise HandshakeError("asks for a channel binding, but we have no TLS")
         else:
             channel_binding = self._channel_binding
-        message = signed_message(
-            hello=self._hello,
-            challenge=payload,
-            fingerprint=self._fingerprint,
-            identifier=self._identifier,
-            host=self._host,
-            channel_binding=channel_binding,
-        )
-        return PROOF, _pack(
+        fields: _SignedFields = {
+            "hello": self._hello,
+            "challenge": payload,
+            "fingerprint": self._fingerprint,
+            "identifier": self._identifier,
+            "host": self._host,
+            "channel_binding": channel_binding,
+        }
+        resumption: tuple[bytes, ...] = ()
+        further: dict[str, object] = {}
+        if _RESUME in challenge.texts("capabilities", _MAX_CAPABILITY, optional=True):
+            named = _named(self._resumption)
+            resumption = (*named, b"")
+            if self._resumption is not None:
+                code = _code(self._secret, signed_message(**fields, resumption=named))
+                resumption = (*named, code)
+                further = {
+                    "tunnel": self._resumption.tunnel,
+                    "received": self._resumption.received,
+                    "code": code,
+                }
+        message = signed_message(**fields, resumption=resumption)
+        return PROOF, pack(
             key=self._fingerprint,
             identifier=self._identifier,
             host=self._host,
             signature=self._sign(message),
+            **further,
         )
 
     def _welcomed(self, payload: bytes) -> Welcome:
-        fields = _Fields("WELCOME", payload)
+        fields = Fields("WELCOME", payload)
         welcome = Welcome(
             version=fields.whole("version", 1, _MAX_VERSION),
             identifier=fields.text("identifier", _MAX_IDENTIFIER),
@@ -445,81 +528,24 @@ class InnerHandshake(_Side):
             resume_window=fields.whole("resume_window", 0, _MAX_RESUME_WINDOW),
             max_streams=fields.whole("max_streams", 1, _MAX_STREAMS),
             capabilities=fields.texts("capabilities", _MAX_CAPABILITY),
+            secret=fields.binary("secret", SECRET_SIZE) if fields.has("secret") else b"",
+            received=fields.whole("received", 0, _MAX_COUNT) if fields.has("received") else None,
         )
         if welcome.version != self._version:
             raise HandshakeError(f"WELCOME says version {welcome.version}, not {self._version}")
+        resumed = self._resumption is not None and welcome.tunnel == self._resumption.tunnel
+        if resumed is (welcome.received is None):
+            raise HandshakeError("WELCOME resumes what was not asked for, or does not say how")
         if not welcome.identifier or self._identifier not in ("", welcome.identifier):
             raise HandshakeError(f"WELCOME is for identifier {welcome.identifier!r}")
         return welcome
 
 
-class _Fields:
-    """The decoded fields of a payload; each method returns one of them, of exactly that type."""
-
-    def __init__(self, name: str, payload: bytes) -> None:
-        self._name = name
-        if len(payload) > MAX_PAYLOAD:
-            raise HandshakeError(f"{name} has {len(payload)} bytes, over {MAX_PAYLOAD}")
-        try:
-            fields = msgpack.unpackb(payload, object_pairs_hook=_unique, max_ext_len=0)
-        except (ValueError, RecursionError):  # the latter from msgpack's pure Python version
-            raise HandshakeError(f"{name} is not the MessagePack expected") from None
-        if type(fields) is not dict:
-            raise HandshakeError(f"{name} is no map")
-        self._fields: dict[str, Any] = fields
-
-    def _wrong(self, key: str) -> HandshakeError:
-        return HandshakeError(f"{self._name} has no proper {key!r}")
-
-    def binary(self, key: str, shortest: int, longest: int | None = None) -> bytes:
-        """Bytes of a length; of exactly ``shortest`` without ``longest``."""
-        value = self._fields.get(key)
-        if type(value) is not bytes or not shortest <= len(value) <= (longest or shortest):
-            raise self._wrong(key)
-        return value
-
-    def text(self, key: str, longest: int) -> str:
-        return self._text(key, self._fields.get(key), longest)
-
-    def _text(self, key: str, value: object, longest: int) -> str:
-        # Printable only: it goes into logs and pages.
-        if type(value) is not str or len(value) > longest or not value.isprintable():
-            raise self._wrong(key)
-        return value
-
-    def whole(self, key: str, lowest: int, highest: int) -> int:
-        return self._whole(key, self._fields.get(key), lowest, highest)
-
-    def _whole(self, key: str, value: object, lowest: int, highest: int) -> int:
-        # Not isinstance: True is no number here.
-        if type(value) is not int or not lowest <= value <= highest:
-            raise self._wrong(key)
-        return value
-
-    def _list(self, key: str) -> list[object]:
-        value = self._fields.get(key)
-        if type(value) is not list or len(value) > _MAX_ITEMS:
-            raise self._wrong(key)
-        return value
-
-    def texts(self, key: str, longest: int) -> tuple[str, ...]:
-        return tuple(self._text(key, item, longest) for item in self._list(key))
-
-    def versions(self, key: str) -> tuple[int, ...]:
-        return tuple(self._whole(key, item, 1, _MAX_VERSION) for item in self._list(key))
-
-
-def _unique(pairs: list[tuple[object, object]]) -> dict[object, object]:
-    """Build a map, where two readers of one payload must not see different values."""
-    fields = dict(pairs)
-    if len(fields) != len(pairs) or not all(type(key) is str for key in fields):
-        raise ValueError("a key is there twice, or is no text")
-    return fields
-
-
-def _pack(**fields: object) -> bytes:
-    payload: bytes = msgpack.packb(fields)
-    return payload
+def _named(resumption: Resumption | None) -> tuple[bytes, bytes]:
+    """Return the fields that say what is resumed."""
+    if resumption is None:
+        return b"", b""
+    return resumption.tunnel, resumption.received.to_bytes(8, "big")
 
 
 def _own(value: bytes, size: int) -> bytes:

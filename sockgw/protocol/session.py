@@ -1,23 +1,33 @@
-"""The session: many streams over one carrier, without I/O.
+"""The session: many streams over one carrier after the other, without I/O.
 
 Bytes in: :meth:`Session.receive` takes a message of the carrier and calls handlers. Bytes out:
 ``output_ready`` says that there is something, :meth:`Session.next_message` makes the next message
-whenever the carrier can take one. No sockets, no clocks; both ends are the same class, and the one
-that ``opens`` gives out the stream numbers (odd ones; even ones are reserved).
+whenever the carrier can take one. No sockets; time comes from a function that it is given. Both
+ends are the same class, and the one that ``opens`` gives out the stream numbers (odd ones; even
+ones are reserved).
 
-What goes out, in this order: frames that are not data (they are few, small, and others wait for
-them), then data of the streams that have some and credit, in turn: frames of 64 KiB when one
-stream is alone, of 16 KiB when several compete. A message ends at 64 KiB, so that the next small
-answer stands behind that much and no more.
+What goes out, in this order:
 
-Frames of streams are numbered, in the order in which they leave, by both sides for themselves;
-ACK names how many came. Nothing is sent again yet; the numbers are on the wire from the start.
+1. frames of the tunnel itself: they are few, small, and others wait for them;
+2. after a new carrier, what the peer has not got (:mod:`sockgw.protocol.outbox`);
+3. frames of streams other than data;
+4. data of the streams that have some and credit, in turn (:mod:`sockgw.protocol.turns`).
+
+Data is held back while as much is in flight as the link can use (:mod:`sockgw.protocol.flight`),
+and all but the first kind while so much is unacknowledged that no more can be kept. A message ends
+at 64 KiB, or earlier where the link is slow, so that what is next stands behind that much only.
+
+Frames of streams are numbered, in the order in which they leave, by both sides for themselves; ACK
+names how many came. So a session outlives its carrier: :meth:`Session.resume` goes on with another.
 
 Rejected: a window for the whole tunnel beside those of the streams. It would let one slow reader
-use up what belongs to all, which is the stall that users of other systems report.
+use up what belongs to all, which is the stall that users of other systems report. What slow
+readers hold is bounded in another way: beyond ``Limits.max_buffered`` the one that holds most is
+given up.
 """
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -31,7 +41,6 @@ from sockgw.protocol.errors import (
 )
 from sockgw.protocol.frames import (
     FIN,
-    MAX_DATA,
     MAX_STREAM_ID,
     FrameType,
     decode,
@@ -39,6 +48,8 @@ from sockgw.protocol.frames import (
     pack_header,
 )
 from sockgw.protocol.heads import RequestHead
+from sockgw.protocol.memory import Limits, Memory
+from sockgw.protocol.outbox import Outbox
 from sockgw.protocol.payloads import (
     Destination,
     decode_goaway,
@@ -51,15 +62,19 @@ from sockgw.protocol.payloads import (
     u64,
 )
 from sockgw.protocol.streams import Phase, Stream, StreamHandler
-from sockgw.protocol.windows import WINDOW
+from sockgw.protocol.turns import Turns
+from sockgw.protocol.windows import WINDOW, ReceiveWindow
 
 __all__ = ["Session", "SessionHandler", "TunnelFull"]
 
 MESSAGE_TARGET = 65_536  # bytes; a message is closed once it holds so many
-SHARED_FRAME = 16_384  # bytes of DATA in a frame while several streams compete
+LEAST_MESSAGE = 16_384  # the same on a slow link: an eighth of what may be in flight, not less
 
 ACK_FRAMES = 64  # numbered frames received after which an ACK leaves by itself
 ACK_BYTES = 262_144  # the same in bytes of messages; before that it rides along with other frames
+
+# Stream numbers left when the tunnel is to be replaced: minutes of the fastest use.
+SPARE_IDS = 2_000_000
 
 MAX_CONTROL = 1_048_576  # bytes of frames other than data that wait for the carrier
 
@@ -94,6 +109,10 @@ class SessionHandler(Protocol):
         """A handler raised; called inside the ``except``. The stream is reset afterwards."""
 
 
+def _no_time() -> float:
+    return 0.0
+
+
 class Session:
     """One end of a tunnel."""
 
@@ -102,31 +121,44 @@ class Session:
         handler: SessionHandler,
         *,
         opens: bool,
-        max_streams: int,
+        limits: Limits | None = None,
+        memory: Memory | None = None,
+        seconds: Callable[[], float] = _no_time,
         window: int = WINDOW,
     ) -> None:
+        """``memory`` is shared with the sessions of other tunnels; ``seconds`` is the clock."""
         self._handler = handler
         self._opens = opens
-        self._max_streams = max_streams
+        self._limits = limits = limits or Limits()
+        self._memory = memory = memory or Memory()
+        self._seconds = seconds
         self._window = window
         self._last_id = -1  # the highest number opened so far, by whichever side opens
-        self._control: deque[bytes] = deque()
-        self._control_size = 0
+        self._urgent: deque[bytes] = deque()  # frames of stream 0
+        self._control: deque[bytes] = deque()  # frames of streams that are not data
+        self._control_size = 0  # of both
         # Beyond it only frames that answer the peer's own can pile up.
         self._most_control = MAX_CONTROL * 2 if opens else MAX_CONTROL
-        self._ready: deque[Stream] = deque()
+        self._turns = Turns()
         self._woken = False
-        self._leaving = False
+        self._blocked = False  # something waits for an acknowledgement
+        self._farewell: bytes | None = None  # our GOAWAY, told again on each new carrier
+        self._leaving = False  # the peer takes no further streams, or we open none
         self._ended = False
-        self._sent = 0  # numbered frames sent
-        self._acknowledged = 0  # how many of them the peer has said it got
-        self._received = 0  # numbered frames received
-        self._told = 0  # how many of them the peer has been told
+        self._outbox = Outbox(limits.resend_buffer, memory.resend)
+        self._told = 0  # how many of the received frames the peer has been told
         self._bytes_untold = 0
+        self._acknowledge_now = False
         self._budget = FLOOD_BUDGET
+        self._promised = 0  # bytes of windows beyond their first size
+        memory.holders.add(self)
         self.streams: dict[int, Stream] = {}
         #: How often a stream had data but no credit.
         self.stalls = 0
+        #: Numbered frames received.
+        self.received = 0
+        #: Bytes received that local sockets have not taken yet.
+        self.buffered = 0
 
     # ------------------------------------------------------------------ opening and leaving
 
@@ -136,7 +168,7 @@ class Session:
         return (
             not self._leaving
             and not self._ended
-            and len(self.streams) < self._max_streams
+            and len(self.streams) < self._limits.max_streams
             and self._control_size < MAX_CONTROL
             and self._last_id + 2 <= MAX_STREAM_ID
         )
@@ -167,16 +199,48 @@ class Session:
         self.send_frame(frame)
         return stream
 
+    @property
+    def worn(self) -> bool:
+        """Whether stream numbers run out, so that another tunnel should take over."""
+        return self._last_id > MAX_STREAM_ID - 2 * SPARE_IDS
+
+    @property
+    def settled(self) -> bool:
+        """Whether no stream is open and the peer has got all that was sent."""
+        return not self.streams and not self._outbox.size and not self._control
+
+    @property
+    def resent(self) -> int:
+        """Bytes that were sent again after a carrier was lost."""
+        return self._outbox.resent
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes that were sent and are kept until the peer acknowledges them."""
+        return self._outbox.size
+
+    @property
+    def round_trip(self) -> float | None:
+        """The least round trip lately, in seconds; None before the first."""
+        return self._outbox.flight.round_trip
+
+    def open_no_more(self) -> None:
+        """From now on :meth:`open` fails; what is open goes on."""
+        self._leaving = True
+
     def go_away(self, code: TunnelCode, detail: str = "") -> None:
-        """Tell the peer that no further streams are accepted."""
-        if not self._leaving:
-            self._leaving = True
-            payload = encode_goaway(max(self._last_id, 0), code, detail)
-            self._send(encode(FrameType.GOAWAY, 0, 0, payload))
+        """Tell the peer that it should leave; a side that opens no streams refuses new ones."""
+        payload = encode_goaway(max(self._last_id, 0), code, detail)
+        self._farewell = encode(FrameType.GOAWAY, 0, 0, payload)
+        self._send(self._farewell)
 
     def ping(self, payload: bytes) -> None:
         """Ask for a sign of life; ``ponged`` brings the same eight bytes back."""
         self._send(encode(FrameType.PING, 0, 0, payload))
+
+    def measured(self, round_trip: float) -> None:
+        """A ping has measured the round trip, in seconds."""
+        self._outbox.flight.measured(round_trip, self._seconds())
 
     def replenish(self) -> None:
         """Some time has passed: a few frames without content are forgiven."""
@@ -187,52 +251,88 @@ class Session:
         if self._ended:
             return
         self._ended = True
+        # What the peer has never heard of was not worked on: another tunnel may have it.
+        unheard = {number for kind, _, number, _ in decode(b"".join(self._control))
+                   if kind == FrameType.OPEN}  # fmt: skip
+        self._urgent.clear()
         self._control.clear()
-        self._ready.clear()
+        self._control_size = 0
+        self._turns.clear()
+        self._outbox.clear()
         for stream in list(self.streams.values()):
             try:
-                stream.receive_reset(code, detail)
+                if stream.id in unheard:
+                    stream.receive_reset(StreamCode.REFUSED, detail)
+                else:
+                    stream.receive_reset(code, detail)
             except Exception:  # noqa: BLE001 - the others must hear of it too
                 self._handler.handler_failed(stream)
-        self.streams.clear()
+        self._memory.holders.discard(self)
+
+    # ------------------------------------------------------------------ another carrier
+
+    def resumable(self, received: int) -> bool:
+        """Whether a peer that has got so many frames can be served with what is kept."""
+        return not self._ended and self._outbox.acknowledged <= received <= self._outbox.sent
+
+    def resume(self, received: int) -> None:
+        """Go on with another carrier; the peer has got ``received`` frames in all.
+
+        It has been told, or is told with the handshake, what :attr:`received` is here; nothing may
+        come from the old carrier any more. Raises TunnelError unless :meth:`resumable`.
+        """
+        self._outbox.rewind(received, self._seconds())
+        self._told = self.received
+        self._bytes_untold = 0
+        # Pongs for pings that nobody remembers, and the like.
+        self._control_size -= sum(map(len, self._urgent))
+        self._urgent.clear()
+        if self._farewell is not None:
+            self._send(self._farewell)
+        self._wake()
 
     # ------------------------------------------------------------------ bytes out
 
     def next_message(self) -> bytes:
-        """Return the next message for the carrier, empty if there is nothing to send."""
+        """Return the next message for the carrier, empty if there is nothing to send now."""
+        outbox = self._outbox
+        urgent = self._urgent
         parts: list[bytes] = []
         size = 0
-        control = self._control
-        while control and size < MESSAGE_TARGET:
-            frame = control.popleft()
+        frames = 0  # of streams
+        self._blocked = False
+        while urgent and size < MESSAGE_TARGET:
+            frame = urgent.popleft()
             parts.append(frame)
             size += len(frame)
         self._control_size -= size
         relieved: list[Stream] = []
-        ready = self._ready
-        while ready and size < MESSAGE_TARGET:
-            stream = ready.popleft()
-            if stream.closed or not stream.sendable:
-                stream.scheduled = False
-                continue
-            size += stream.take_frame(SHARED_FRAME if ready else MAX_DATA, parts)
-            self._sent += 1
-            self._earn()
-            if stream.sendable:
-                ready.append(stream)
-            else:
-                stream.scheduled = False
-            if stream.relieved():
-                relieved.append(stream)
-        if self._received != self._told and (
-            parts or self._received - self._told >= ACK_FRAMES or self._bytes_untold >= ACK_BYTES
-        ):
-            self._told = self._received
+        if again := outbox.next_again():
+            parts.append(again)  # by itself: it is kept already
+        elif outbox.full:
+            self._blocked = True
+        else:
+            control = self._control
+            while control and size < MESSAGE_TARGET:
+                frame = control.popleft()
+                parts.append(frame)
+                size += len(frame)
+                self._control_size -= len(frame)
+                frames += 1
+            if self._turns:
+                frames += self._take_data(size, parts, relieved)
+        if self.received != self._told and (parts or self._acknowledgement_due):
+            self._told = self.received
             self._bytes_untold = 0
+            self._acknowledge_now = False
             parts.append(pack_header(FrameType.ACK, 0, 0, 8) + u64.pack(self._told))
-        if not parts:
+        message = b"".join(parts)
+        if not message:
             self._woken = False
             return b""
+        if frames:
+            limited = bool(self._blocked or self._turns or self._control)
+            outbox.keep(message, frames, self._seconds(), limited)
         # Only now: a handler that goes on may write at once, and that must not meet a half-made
         # message.
         for stream in relieved:
@@ -241,37 +341,90 @@ class Session:
                     stream.handler.drained()
                 except Exception:  # noqa: BLE001 - one handler's fault must not end the others
                     self._fail(stream)
-        return b"".join(parts)
+        return message
+
+    def _take_data(self, size: int, parts: list[bytes], relieved: list[Stream]) -> int:
+        """Fill up a message of ``size`` bytes with data; return the number of frames."""
+        limit = self._outbox.flight.limit
+        if self._outbox.size >= limit:
+            self._blocked = True
+            return 0
+        target = min(max(limit // 8, LEAST_MESSAGE), MESSAGE_TARGET)
+        frames = self._turns.fill(parts, size, target, relieved)
+        self._budget = min(self._budget + frames * FLOOD_WORTH, FLOOD_BUDGET)
+        return frames
+
+    @property
+    def _acknowledgement_due(self) -> bool:
+        return (
+            self._acknowledge_now
+            or self.received - self._told >= ACK_FRAMES
+            or self._bytes_untold >= ACK_BYTES
+        )
+
+    @property
+    def untold(self) -> bool:
+        """Whether frames came that the peer does not know of yet: :meth:`acknowledge` it soon."""
+        return self.received != self._told
+
+    def acknowledge(self) -> None:
+        """Tell the peer what came, if it has not been told by then."""
+        if self.received != self._told:
+            self._acknowledge_now = True
+            self._wake()
 
     def send_frame(self, frame: bytes) -> None:
         """Send a frame of a stream ahead of all data (for streams)."""
-        self._sent += 1
-        self._send(frame)
+        if not self._ended:
+            self._control.append(frame)
+            self._control_size += len(frame)
+            self._wake()
 
     def _send(self, frame: bytes) -> None:
-        if self._ended:
-            return
-        self._control.append(frame)
-        self._control_size += len(frame)
+        """Send a frame of the tunnel itself."""
+        if not self._ended:
+            self._urgent.append(frame)
+            self._control_size += len(frame)
+            self._wake()
+
+    def _wake(self) -> None:
         if not self._woken:
             self._woken = True
             self._handler.output_ready()
 
-    def schedule(self, stream: Stream) -> None:
+    def schedule(self, stream: Stream, fresh: bool) -> None:
         """Put a stream into the round (for streams)."""
-        stream.scheduled = True
-        self._ready.append(stream)
-        if not self._woken:
-            self._woken = True
-            self._handler.output_ready()
+        self._turns.add(stream, fresh)
+        self._wake()
 
     def forget(self, stream: Stream) -> None:
         """A stream is over (for streams)."""
-        self.streams.pop(stream.id, None)
+        if self.streams.pop(stream.id, None) is not None:
+            self.took(-stream.receiving.held)
+            self._promise(-stream.receiving.promised)
 
     def stalled(self) -> None:
         """A stream has data but no credit (for streams)."""
         self.stalls += 1
+
+    def took(self, count: int) -> None:
+        """So many more bytes are held for local sockets (for streams)."""
+        self.buffered += count
+        self._memory.buffered.used += count
+
+    def grant(self, window: ReceiveWindow, count: int) -> int:
+        """Local sockets have taken bytes (for streams)."""
+        return window.consumed(count, self._seconds(), self.round_trip, self._promise)
+
+    def _promise(self, count: int) -> int:
+        """Return by how much a window may grow that wants to by ``count`` bytes."""
+        if count > 0:
+            promised = self._memory.promised
+            left = self._limits.max_buffered - self._promised
+            count = max(min(count, left, promised.limit - promised.used), 0)
+        self._promised += count
+        self._memory.promised.used += count
+        return count
 
     # ------------------------------------------------------------------ bytes in
 
@@ -283,7 +436,7 @@ class Session:
             if not number:
                 self._receive_control(kind, payload)
                 continue
-            self._received += 1
+            self.received += 1
             stream = self.streams.get(number)
             try:
                 self._receive_frame(stream, kind, flags, number, payload)
@@ -296,11 +449,11 @@ class Session:
                 if stream is not None:
                     self._fail(stream)
         self._bytes_untold += len(message)
-        if not self._woken and (
-            self._received - self._told >= ACK_FRAMES or self._bytes_untold >= ACK_BYTES
-        ):
-            self._woken = True
-            self._handler.output_ready()
+        if not self._woken and self.received != self._told and self._acknowledgement_due:
+            self._wake()
+        while self.buffered > self._limits.max_buffered:
+            self.shed()
+        self._memory.shed()
         if self._control_size > self._most_control:
             raise TunnelError(TunnelCode.FLOODED, "asks for answers but does not take them")
 
@@ -336,7 +489,7 @@ class Session:
         if self._opens or not number & 1 or number <= self._last_id:
             raise TunnelError(TunnelCode.PROTOCOL_ERROR, f"OPEN of stream {number}")
         self._last_id = number
-        if self._leaving or len(self.streams) >= self._max_streams:
+        if self._farewell is not None or len(self.streams) >= self._limits.max_streams:
             self._spend()
             reason = encode_reset(StreamCode.REFUSED, "no further streams")
             self.send_frame(encode(FrameType.RESET, 0, number, reason))
@@ -371,10 +524,9 @@ class Session:
         elif kind == FrameType.PONG:
             self._handler.ponged(payload)
         elif kind == FrameType.ACK:
-            (count,) = u64.unpack(payload)
-            if not self._acknowledged <= count <= self._sent:
-                raise TunnelError(TunnelCode.PROTOCOL_ERROR, f"ACK of {count} frames")
-            self._acknowledged = count
+            self._outbox.acknowledge(u64.unpack(payload)[0], self._seconds())
+            if self._blocked:
+                self._wake()
         elif kind == FrameType.GOAWAY:
             self._leaving = True
             self._handler.going_away(*decode_goaway(payload))
@@ -400,6 +552,13 @@ class Session:
                 stream.receive_reset(error.code, error.detail)
             except Exception:  # noqa: BLE001 - as above
                 self._handler.handler_failed(stream)
+
+    def shed(self) -> None:
+        """Give up the stream that holds most for its reader."""
+        slowest = max(self.streams.values(), key=lambda stream: stream.receiving.held)
+        self._break(
+            StreamError(slowest.id, StreamCode.OVERLOADED, "its reader is slow, and memory used up")
+        )
 
     def _fail(self, stream: Stream) -> None:
         """A stream's handler raised: end the stream on both sides, if it has not ended by then."""

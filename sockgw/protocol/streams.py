@@ -19,7 +19,13 @@ from collections import deque
 from enum import Enum, auto
 from typing import Protocol
 
-from sockgw.protocol.errors import LocalError, StreamCode, StreamError
+from sockgw.protocol.errors import (
+    LocalError,
+    StreamCode,
+    StreamError,
+    TunnelCode,
+    TunnelError,
+)
 from sockgw.protocol.frames import FIN, MAX_DATA, FrameType, encode, pack_header
 from sockgw.protocol.heads import Headers, ResponseHead
 from sockgw.protocol.payloads import (
@@ -91,14 +97,20 @@ class Link(Protocol):
     def send_frame(self, frame: bytes) -> None:
         """Send a frame of a stream ahead of all data."""
 
-    def schedule(self, stream: "Stream") -> None:
-        """The stream has something to send, and may."""
+    def schedule(self, stream: "Stream", fresh: bool) -> None:
+        """The stream has something to send, and may; ``fresh``: it had nothing before."""
 
     def forget(self, stream: "Stream") -> None:
         """The stream is over."""
 
     def stalled(self) -> None:
         """A stream has data but no credit."""
+
+    def took(self, count: int) -> None:
+        """So many more bytes are held for local sockets; negative: fewer."""
+
+    def grant(self, window: ReceiveWindow, count: int) -> int:
+        """Local sockets have taken bytes; return how much credit to give."""
 
 
 class Stream:
@@ -140,7 +152,7 @@ class Stream:
         self._congested = False
         #: Bytes that wait to be sent.
         self.queued = 0
-        #: Whether it stands in the session's round; the session's own mark.
+        #: Whether it waits for its turn; the mark of who gives the turns.
         self.scheduled = False
         #: Over: reset, or ended in both directions. Calls do nothing from then on.
         self.closed = False
@@ -174,7 +186,7 @@ class Stream:
         self.queued += len(data)
         if not self.scheduled:
             if self._send.available:
-                self._link.schedule(self)
+                self._link.schedule(self, True)
             else:
                 self._link.stalled()
 
@@ -189,7 +201,7 @@ class Stream:
         if trailers:
             self._trailers = trailers
         if not self.scheduled and (self._send.available or not self.queued):
-            self._link.schedule(self)
+            self._link.schedule(self, True)
 
     def reset(self, code: StreamCode, detail: str = "") -> None:
         """End the stream at once in both directions; what is queued is dropped."""
@@ -207,9 +219,13 @@ class Stream:
 
     def consumed(self, count: int) -> None:
         """The local socket has taken so many bytes of what was received: the peer gets credit."""
-        if self.closed or self._incoming is Phase.ENDED:
+        if self.closed:
             return
-        grant = self._receive.consumed(count)
+        self._link.took(-count)
+        if self._incoming is Phase.ENDED:
+            self._receive.held -= count
+            return
+        grant = self._link.grant(self._receive, count)
         if grant:
             frame = pack_header(FrameType.CREDIT, 0, self.id, 4) + u32.pack(grant)
             self._link.send_frame(frame)
@@ -273,14 +289,15 @@ class Stream:
     # ------------------------------------------------------------------ what the peer sends
 
     def receive_data(self, payload: bytes, end: bool) -> None:
-        """DATA has come. Raises StreamError."""
+        """DATA has come. Raises StreamError; TunnelError where it is more than was granted."""
         if self._incoming is not Phase.BODY:
             raise StreamError(self.id, StreamCode.PROTOCOL_ERROR, "DATA outside of a body")
         if payload:
             try:
                 self._receive.received(len(payload))
             except CreditOverrun as error:
-                raise StreamError(self.id, StreamCode.FLOW_CONTROL_ERROR, str(error)) from error
+                raise self._senseless_credit(error) from error
+            self._link.took(len(payload))
             self.handler.data_received(payload)
         if end and not self.closed:
             self._received_everything([])
@@ -308,13 +325,17 @@ class Stream:
             self._received_everything([])
 
     def receive_credit(self, count: int) -> None:
-        """CREDIT has come. Raises StreamError."""
+        """CREDIT has come. Raises TunnelError."""
         try:
             self._send.grant(count)
         except CreditOverflow as error:
-            raise StreamError(self.id, StreamCode.FLOW_CONTROL_ERROR, str(error)) from error
+            raise self._senseless_credit(error) from error
         if self.queued and not self.scheduled:
-            self._link.schedule(self)
+            self._link.schedule(self, False)
+
+    def _senseless_credit(self, error: ValueError) -> TunnelError:
+        """Who does not count as we do cannot be held to any bound: it is cut off."""
+        return TunnelError(TunnelCode.FLOW_CONTROL_ERROR, f"stream {self.id}: {error}")
 
     def receive_reset(self, code: StreamCode, detail: str) -> None:
         """RESET has come, or the tunnel has ended, or the peer broke a rule."""
@@ -327,6 +348,11 @@ class Stream:
         if self._outgoing is Phase.ENDED and not self._end:
             self._close()
         self.handler.ended(trailers)
+
+    @property
+    def receiving(self) -> ReceiveWindow:
+        """What the peer may send, and what of it is held here."""
+        return self._receive
 
     def _close(self) -> None:
         self.closed = True

@@ -11,7 +11,9 @@ that begins to close and then keeps the connection: the two that are needed are 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -39,6 +41,7 @@ from sockgw.protocol.frames import MAX_MESSAGE
 
 __all__ = [
     "FAST_MASKING",
+    "NOBODY",
     "SUBPROTOCOL",
     "Carrier",
     "CarrierListener",
@@ -57,6 +60,11 @@ MAX_GREETING = 8_192  # bytes of a message before the peer has said who it is
 _MAX_FROM_STRANGER = 65_536
 _MAX_ANSWER = 16_384  # bytes of the answer to an upgrade request
 _END_TIMEOUT = 1.0  # seconds from the first word of an end, by either side, until it is made
+
+# Bytes that the kernel takes beyond what it has sent. What it was handed cannot be overtaken
+# by a frame that matters more; with less it might run dry before we are told to go on.
+NOT_SENT = 65_536
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # linux/tcp.h
 
 _REFUSED = 1008  # "policy violation", RFC 6455 section 7.4.1: all that a stranger is told
 
@@ -78,6 +86,28 @@ class CarrierListener(Protocol):
 
     def closed(self, reason: str, refused: bool) -> None:
         """The connection is over; called once. ``refused``: the peer wants no more of us."""
+
+
+class _Nobody:
+    """Listens to a carrier that has no use any more."""
+
+    def heard(self) -> None:
+        pass
+
+    def message_received(self, message: bytes) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def closed(self, reason: str, refused: bool) -> None:
+        pass
+
+
+NOBODY: CarrierListener = _Nobody()
 
 
 class Carrier(Protocol):
@@ -135,10 +165,17 @@ class _CarrierMixin:
     _gone = False  # there is no connection any more, or soon
 
     def _start(self) -> None:
+        self._keep_the_kernels_queue_short()
         # After an upgrade the HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
             self.transport.registerProducer(self, True)
+
+    def _keep_the_kernels_queue_short(self) -> None:
+        # TLS wraps the transport that has the socket; a UNIX socket does not know the option.
+        owner = getattr(self.transport, "transport", self.transport)
+        with suppress(AttributeError, OSError):
+            owner.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT)
 
     # Autobahn's hooks, in camel case.
 

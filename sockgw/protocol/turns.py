@@ -1,0 +1,66 @@
+"""Whose data goes next: fair among those who have much, quick for those who have little.
+
+Round robin by frames. A stream that had nothing to send before ("fresh") gets every other turn, so
+that a small answer stands behind one frame of the downloads, not behind one of each. Every other,
+not every: streams that always have a little must not silence those that have much. After its turn,
+a stream that has more waits with all others. (The new and old flows of FQ-CoDel, RFC 8290 section
+4.2, without its queue management: nothing is dropped here.)
+"""
+
+from collections import deque
+
+from sockgw.protocol.frames import MAX_DATA
+from sockgw.protocol.streams import Stream
+
+__all__ = ["Turns"]
+
+SHARED_FRAME = 16_384  # bytes of DATA in a frame while several streams compete
+
+
+class Turns:
+    """The streams of a session that have data and credit."""
+
+    __slots__ = ("_fresh", "_freshs_turn", "_others")
+
+    def __init__(self) -> None:
+        self._fresh: deque[Stream] = deque()
+        self._others: deque[Stream] = deque()
+        self._freshs_turn = True
+
+    def __bool__(self) -> bool:
+        return bool(self._others or self._fresh)
+
+    def add(self, stream: Stream, fresh: bool) -> None:
+        """A stream can send; ``fresh``: it had nothing to send before."""
+        stream.scheduled = True
+        (self._fresh if fresh else self._others).append(stream)
+
+    def fill(self, parts: list[bytes], size: int, target: int, relieved: list[Stream]) -> int:
+        """Fill a message of ``size`` bytes up with DATA until it has ``target``.
+
+        Returns the number of frames; ``relieved`` gets the streams whose sources may go on.
+        """
+        fresh = self._fresh
+        others = self._others
+        frames = 0
+        while (others or fresh) and size < target:
+            queue = fresh if fresh and (self._freshs_turn or not others) else others
+            self._freshs_turn = queue is others
+            stream = queue.popleft()
+            if stream.closed or not stream.sendable:
+                stream.scheduled = False
+                continue
+            size += stream.take_frame(SHARED_FRAME if others or fresh else MAX_DATA, parts)
+            frames += 1
+            if stream.sendable:
+                others.append(stream)
+            else:
+                stream.scheduled = False
+            if stream.relieved():
+                relieved.append(stream)
+        return frames
+
+    def clear(self) -> None:
+        """The tunnel is over."""
+        self._fresh.clear()
+        self._others.clear()
