@@ -287,9 +287,10 @@ class Session:
         # Pongs for pings that nobody remembers, and the like.
         self._control_size -= sum(map(len, self._urgent))
         self._urgent.clear()
+        self._woken = True  # whoever was told of output before has lost its carrier since
         if self._farewell is not None:
             self._send(self._farewell)
-        self._wake()
+        self._handler.output_ready()
 
     # ------------------------------------------------------------------ bytes out
 
