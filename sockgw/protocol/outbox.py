@@ -11,7 +11,7 @@ again comes in the same order before anything new: so counting goes on as if not
 from collections import deque
 
 from sockgw.protocol.errors import TunnelCode, TunnelError
-from sockgw.protocol.flight import Flight
+from sockgw.protocol.flight import Departure, Flight
 from sockgw.protocol.frames import HEADER_SIZE, decode
 from sockgw.protocol.memory import Pool
 
@@ -21,8 +21,7 @@ __all__ = ["Outbox"]
 # tunnel could silence all others.
 LEAST = 65_536
 
-_Kept = tuple[int, bytes, float, int, bool]
-# number of the last frame, message, when it left, what was delivered by then, more had waited
+_Kept = tuple[int, bytes, Departure]  # the number of the last frame, the message
 
 
 class Outbox:
@@ -57,12 +56,13 @@ class Outbox:
         )
 
     def keep(self, message: bytes, frames: int, now: float, limited: bool) -> None:
-        """A message leaves, with so many frames of streams; ``limited``: more waits behind it."""
+        """A message leaves, with ``frames`` of streams; ``limited``: more waits for the link."""
+        departure = self.flight.departed(now, not self.size, limited)
         self.sent += frames
         size = len(message)
         self.size += size
         self._pool.used += size
-        self._kept.append((self.sent, message, now, self.flight.delivered, limited))
+        self._kept.append((self.sent, message, departure))
 
     def acknowledge(self, count: int, now: float) -> None:
         """The peer has got ``count`` frames in all. Raises TunnelError for what cannot be."""
@@ -80,7 +80,7 @@ class Outbox:
         self.size -= freed
         self._pool.used -= freed
         if newest[0] > self._rewound:
-            self.flight.acknowledged(freed, now, newest[2], newest[3], newest[4])
+            self.flight.acknowledged(freed, now, newest[2])
         else:  # who can tell which of its copies has arrived? (Karn and Partridge, 1987)
             self.flight.delivered += freed
 
@@ -94,7 +94,7 @@ class Outbox:
     def next_again(self) -> bytes:
         """Return the next message to be sent again, before anything new; empty without one."""
         while self._again:
-            last, message, *_ = self._again.popleft()
+            last, message, _ = self._again.popleft()
             missing = last - self.acknowledged
             if missing <= 0:
                 continue

@@ -68,7 +68,7 @@ from sockgw.protocol.windows import WINDOW, ReceiveWindow
 __all__ = ["Session", "SessionHandler", "TunnelFull"]
 
 MESSAGE_TARGET = 65_536  # bytes; a message is closed once it holds so many
-LEAST_MESSAGE = 16_384  # the same on a slow link: an eighth of what may be in flight, not less
+LEAST_MESSAGE = 4_096  # the same on a slow link: an eighth of what may be in flight, not less
 
 ACK_FRAMES = 64  # numbered frames received after which an ACK leaves by itself
 ACK_BYTES = 262_144  # the same in bytes of messages; before that it rides along with other frames
@@ -124,7 +124,6 @@ class Session:
         limits: Limits | None = None,
         memory: Memory | None = None,
         seconds: Callable[[], float] = _no_time,
-        window: int = WINDOW,
     ) -> None:
         """``memory`` is shared with the sessions of other tunnels; ``seconds`` is the clock."""
         self._handler = handler
@@ -132,7 +131,6 @@ class Session:
         self._limits = limits = limits or Limits()
         self._memory = memory = memory or Memory()
         self._seconds = seconds
-        self._window = window
         self._last_id = -1  # the highest number opened so far, by whichever side opens
         self._urgent: deque[bytes] = deque()  # frames of stream 0
         self._control: deque[bytes] = deque()  # frames of streams that are not data
@@ -190,7 +188,7 @@ class Session:
         stream = Stream(
             number,
             self,
-            self._window,
+            self._window(),
             outgoing=Phase.ENDED if complete else Phase.BODY,
             incoming=Phase.HEAD,
         )
@@ -332,7 +330,8 @@ class Session:
             self._woken = False
             return b""
         if frames:
-            limited = bool(self._blocked or self._turns or self._control)
+            # More was there, and it is the link that it waits for: not credit, not its source.
+            limited = bool(self._turns) and outbox.size * 2 >= outbox.flight.limit
             outbox.keep(message, frames, self._seconds(), limited)
         # Only now: a handler that goes on may write at once, and that must not meet a half-made
         # message.
@@ -347,10 +346,10 @@ class Session:
     def _take_data(self, size: int, parts: list[bytes], relieved: list[Stream]) -> int:
         """Fill up a message of ``size`` bytes with data; return the number of frames."""
         limit = self._outbox.flight.limit
+        target = min(max(limit // 8, LEAST_MESSAGE), MESSAGE_TARGET)
         if self._outbox.size >= limit:
             self._blocked = True
             return 0
-        target = min(max(limit // 8, LEAST_MESSAGE), MESSAGE_TARGET)
         frames = self._turns.fill(parts, size, target, relieved)
         self._budget = min(self._budget + frames * FLOOD_WORTH, FLOOD_BUDGET)
         return frames
@@ -397,6 +396,9 @@ class Session:
         """Put a stream into the round (for streams)."""
         self._turns.add(stream, fresh)
         self._wake()
+
+    def _window(self) -> ReceiveWindow:
+        return ReceiveWindow(WINDOW, self._limits.max_window, self._seconds())
 
     def forget(self, stream: Stream) -> None:
         """A stream is over (for streams)."""
@@ -504,7 +506,7 @@ class Session:
         stream = Stream(
             number,
             self,
-            self._window,
+            self._window(),
             outgoing=Phase.HEAD,
             incoming=Phase.ENDED if complete else Phase.BODY,
         )

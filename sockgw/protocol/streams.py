@@ -137,14 +137,14 @@ class Stream:
     handler: StreamHandler
 
     def __init__(
-        self, number: int, link: Link, window: int, *, outgoing: Phase, incoming: Phase
+        self, number: int, link: Link, receive: ReceiveWindow, *, outgoing: Phase, incoming: Phase
     ) -> None:
         self.id = number
         self._link = link
         self._outgoing = outgoing
         self._incoming = incoming
-        self._send = SendWindow(window)
-        self._receive = ReceiveWindow(window)
+        self._send = SendWindow()
+        self._receive = receive
         self._queue: deque[bytes] = deque()
         self._offset = 0  # bytes of the first chunk that are sent already
         self._end = False  # our direction ends behind what is queued

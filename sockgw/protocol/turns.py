@@ -42,6 +42,7 @@ class Turns:
         """
         fresh = self._fresh
         others = self._others
+        shared = min(SHARED_FRAME, target)
         frames = 0
         while (others or fresh) and size < target:
             queue = fresh if fresh and (self._freshs_turn or not others) else others
@@ -50,7 +51,7 @@ class Turns:
             if stream.closed or not stream.sendable:
                 stream.scheduled = False
                 continue
-            size += stream.take_frame(SHARED_FRAME if others or fresh else MAX_DATA, parts)
+            size += stream.take_frame(shared if others or fresh else MAX_DATA, parts)
             frames += 1
             if stream.sendable:
                 others.append(stream)

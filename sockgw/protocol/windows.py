@@ -4,16 +4,17 @@
 2. The sender takes what it sends off its credit; without credit it waits.
 3. The receiver counts what arrives; more than it granted is an error of the peer.
 4. When the local socket has taken bytes, the receiver grants credit again, in one CREDIT frame once
-   it comes to half the window (the rule of HTTP/2 and yamux: fewer frames than one for each read,
-   and the sender never runs dry on a link whose bandwidth-delay product is below half the window).
-5. Half a window used up in less than a round trip: the window is what limits, not the reader, and
-   is doubled, as long as there is memory to promise. So it comes to stand between two and four
-   times the bandwidth-delay product.
-6. Half a window that lasts longer than ``SLOW`` round trips is too large for its reader: it is
+   it comes to a quarter of the window: fewer frames than one for each read, and at least three
+   quarters of the window can be on their way. (HTTP/2 and yamux wait for a half.)
+5. Once in a round trip it looks at how much came in that time. More than ``BUSY`` of the window of
+   a round trip before (what was granted later cannot have been used yet): the window is what
+   limits, not the reader or the link, and is doubled, as long as there is memory to promise.
+6. Less than ``IDLE`` of the present window: it is too large for its reader or its link, and is
    halved. What was granted cannot be taken back, so grants are withheld until it is used up.
 
-So a receiver never holds more than one window of a stream, however slow its socket; and a reader
-that was never fast has never got more than the first one.
+So the window comes to stand between 1.7 and 5 times the bandwidth-delay product. A receiver
+never holds more than one window of a stream, however slow its socket; and a reader that was never
+fast has never got more than the first one.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ __all__ = ["MAX_CREDIT", "WINDOW", "CreditOverflow", "CreditOverrun", "ReceiveWi
 WINDOW = 262_144  # bytes; as yamux: 256 KiB fill a 20 Mbit/s link at 100 ms
 MAX_CREDIT = 0x7FFF_FFFF  # bytes; as HTTP/2, RFC 9113 section 6.9.1
 
-SLOW = 8  # round trips
+BUSY = 0.6  # of the window used in a round trip; a sender that waits for credit uses 0.75 at least
+IDLE = 0.2  # so far below BUSY that a window which was halved is not doubled again
 # Seconds. On a shorter round trip the processes' own turns take the time, not the link.
 LEAST_ROUND_TRIP = 0.001
 
@@ -62,11 +64,15 @@ class SendWindow:
 class ReceiveWindow:
     """What the peer may still send, and what is ready to be granted again."""
 
-    __slots__ = ("_first", "_since", "granted", "held", "size")
+    __slots__ = ("_before", "_first", "_most", "_since", "_used", "granted", "held", "size")
 
-    def __init__(self, size: int = WINDOW) -> None:
+    def __init__(self, size: int = WINDOW, most: int = WINDOW, now: float = 0.0) -> None:
+        """``size``: the first window in bytes; ``most``: the largest that it may grow to."""
         self._first = size
-        self._since: float | None = None  # when the credit in use was granted
+        self._most = most
+        self._since = now  # from when on it is looked at what is used
+        self._used = 0  # bytes since then
+        self._before = size  # the window of a round trip before
         #: The window, in bytes.
         self.size = size
         #: What the peer may send now.
@@ -97,16 +103,20 @@ class ReceiveWindow:
         if count > self.held:
             raise LocalError("more consumed than received")
         self.held -= count
-        if (self.size - self.granted - self.held) * 2 < self.size:
+        self._used += count
+        if (self.size - self.granted - self.held) * 4 < self.size:
             return 0
-        if round_trip is not None and self._since is not None:
-            took = now - self._since
+        if round_trip is not None:
             round_trip = max(round_trip, LEAST_ROUND_TRIP)
-            if took < round_trip:
-                self.size += promise(self.size)
-            elif took > SLOW * round_trip and self.size > self._first:
-                self.size += promise(max(self.size // 2, self._first) - self.size)
-        self._since = now
+            took = now - self._since
+            if took >= round_trip:
+                used = self._used * round_trip / took
+                before, self._before = self._before, self.size
+                if used > BUSY * before:
+                    self.size += promise(min(self.size, max(self._most - self.size, 0)))
+                elif used < IDLE * self.size and self.size > self._first:
+                    self.size += promise(max(self.size // 2, self._first) - self.size)
+                self._since, self._used = now, 0
         grant = self.size - self.granted - self.held
         if grant <= 0:
             return 0
