@@ -10,6 +10,7 @@ class FakeTunnel:
         self.session = self
         self.streams = [None] * streams
         self.available = available
+        self.suspended = False
 
 
 def member(identifier, streams=0, available=True):
@@ -87,7 +88,7 @@ def test_removal_leaves_nothing(registry):
 def test_counts():
     registry = Registry(2)
     add(registry, member("a", 2), member("b", 3))
-    assert registry.full
+    assert registry.room_for(b"g" * 32) == "max-tunnels"
     assert registry.streams() == 5
     assert registry.identifiers() == {"a": 1, "b": 1}
 
@@ -96,8 +97,7 @@ def test_one_key_takes_no_more_than_its_share():
     registry = Registry(10, max_per_key=2)
     mine = [member("a"), member("b")]
     add(registry, *mine)
-    assert registry.crowded(b"f" * 32)
-    assert not registry.crowded(b"g" * 32)
-    assert not registry.full
+    assert registry.room_for(b"f" * 32) == "max-tunnels-per-key"
+    assert registry.room_for(b"g" * 32) == ""
     registry.remove(mine[0].tunnel)
-    assert not registry.crowded(b"f" * 32)
+    assert registry.room_for(b"f" * 32) == ""

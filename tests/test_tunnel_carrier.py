@@ -1030,11 +1030,15 @@ class TunnelTests(Bench):
         outer = Tunnel(reactor, outer_listener.carrier, self, **options)
         inner = Tunnel(reactor, inner_listener.carrier, self, opened=opened, **options)
         # The listeners only wait for the end, which the tunnels are told now.
-        for tunnel, listener in ((outer, outer_listener), (inner, inner_listener)):
+        self.listeners = {outer: outer_listener, inner: inner_listener}
+        for tunnel, listener in self.listeners.items():
             self._follow(tunnel, listener)
         return outer, inner
 
     def ended(self, tunnel, reason):
+        # A tunnel that ends its carrier does not wait for the end of that.
+        listener = self.listeners[tunnel]
+        listener.carrier.listener = listener
         self.ends.append(tunnel)
         self.progress.happened()
 
@@ -1089,7 +1093,7 @@ class TunnelTests(Bench):
         assert inner.bytes_out >= outer.bytes_in > count * self.SIZE
         assert all(end.pauses for end in ends)
         assert self.ends == []
-        outer.close(TunnelCode.NO_ERROR, "done")
+        outer.close(TunnelCode.CLOSED, "done")
         await self.progress.until(lambda: set(self.ends) == {outer, inner})
 
     def check(self, ends, numbers):

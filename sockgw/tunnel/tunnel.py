@@ -122,7 +122,7 @@ class Tunnel:
     @property
     def available(self) -> bool:
         """Whether a stream can be opened now."""
-        return not self.suspended and self.session.available
+        return self._carrier is not None and self.session.available
 
     def open(
         self, head: RequestHead, to: Destination, handler: StreamHandler, *, complete: bool
