@@ -168,7 +168,7 @@ def test_a_known_key_gets_a_tunnel(outer, keys, events):
     assert wire.large
     assert welcome.identifier == "office"
     assert welcome.max_streams == outer.config.max_streams
-    assert welcome.resume_window == 0
+    assert welcome.resume_window == outer.config.resume_window == 30
     (member,) = outer.registry
     assert member.identifier == member.tunnel.identifier == "office"
     assert member.fingerprint == keys["office"].public_key.fingerprint
