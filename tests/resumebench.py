@@ -4,7 +4,7 @@ from collections import deque
 
 from sockgw.protocol.heads import RequestHead, ResponseHead
 from sockgw.protocol.memory import Limits, Memory, Pool
-from sockgw.protocol.payloads import Destination
+from sockgw.protocol.payloads import Destination, u64
 from sockgw.protocol.session import Session
 
 TO = Destination("http", "origin.test", 80)
@@ -141,6 +141,7 @@ class Side:
         self.awake = False
         self.ends = {}
         self.wire = deque()  # what it has sent, on its way
+        self.carrier = 1  # which it has, by number
         self.memory = memory
         self.session = Session(
             self, opens=opens, limits=limits, memory=memory, seconds=lambda: world.now
@@ -162,8 +163,11 @@ class Side:
         end.eager = self.world.eager
         return end
 
+    def ping(self):
+        self.session.ping(u64.pack(self.carrier))
+
     def ponged(self, payload):
-        pass
+        assert u64.unpack(payload) == (self.carrier,), "a ping of another carrier was answered"
 
     def going_away(self, last_stream, code, detail):
         raise AssertionError("nobody leaves")
@@ -252,6 +256,7 @@ class World:
         self.inner.wire.clear()  # nothing comes from the old carrier any more
         self.outer.wire.clear()
         self.outer.awake = False
+        self.outer.carrier += 1
         assert self.outer.session.resumable(received)
         self.outer.session.resume(received)
         assert self.outer.awake
@@ -262,6 +267,7 @@ class World:
         received = self.outer_resumes()
         assert self.inner.session.resumable(received)
         self.inner.awake = False
+        self.inner.carrier += 1
         self.inner.session.resume(received)
         assert self.inner.awake
         self.connected = True

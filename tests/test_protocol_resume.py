@@ -95,6 +95,11 @@ class Links(RuleBasedStateMachine):
         self.world.sides[side].pump()
 
     @precondition(lambda self: self.world.connected)
+    @rule(side=st.integers(0, 1))
+    def ping(self, side):
+        self.world.sides[side].ping()
+
+    @precondition(lambda self: self.world.connected)
     @rule(side=st.integers(0, 1), count=st.integers(1, 5))
     def deliver(self, side, count):
         for _ in range(count):
@@ -155,5 +160,194 @@ class Links(RuleBasedStateMachine):
             self.world.finish()
 
 
-Links.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+Links.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 TestLinks = Links.TestCase
+
+
+# ---------------------------------------------------------------------- a cut at every point
+
+
+def exchange(world):
+    """An exchange of everything that there is; yields whenever the link may carry something."""
+    upload = world.open(complete=False)
+    upload.write(BYTES[:300_000])  # more than the first window
+    download = world.open(complete=True)
+    yield
+    origins = world.inner.ends
+    origins[1].respond(103)
+    yield
+    origins[1].respond(200)
+    origins[3].respond(200)
+    origins[3].write(BYTES[100_000:230_000])
+    yield
+    aborted = world.open(complete=False)
+    aborted.write(BYTES[:50_000])
+    yield
+    upload.end([(b"T", b"1")])
+    world.inner.ping()
+    yield
+    aborted.abort(StreamCode.CANCELLED)
+    download.eager = False
+    origins[3].write(BYTES[:200_000])
+    yield
+    download.eager = True
+    download.take()
+    origins[3].end([(b"T", b"2")])
+    yield
+    origins[1].end([])
+    yield
+
+
+def play(cuts, direction, resend_buffer):
+    """Play the exchange; before the messages with these numbers the link breaks.
+
+    ``direction``: whose messages are lost; those of the other side still arrive. Returns the number
+    of messages.
+    """
+    world = World(resend_buffer)
+    messages = 0
+
+    def carry():
+        nonlocal messages
+        busy = True
+        while busy:
+            busy = any([side.pump() for side in world.sides])
+            for side in world.sides:
+                while side.wire:
+                    messages += 1
+                    if messages in cuts:
+                        if direction != "both":
+                            lost = world.sides[direction]
+                            while world.deliver(world.other(lost)):
+                                pass
+                        world.cut()
+                        world.check()
+                        world.resume()
+                        busy = True
+                        break
+                    world.deliver(side)
+                    busy = True
+            if not busy and any(side.session.untold for side in world.sides):
+                world.later()
+                busy = True
+            world.check()
+
+    for _ in exchange(world):
+        carry()
+    world.finish()
+    return messages
+
+
+@pytest.mark.parametrize("resend_buffer", [1, 70_000, 1 << 24])
+@pytest.mark.parametrize("direction", [0, 1, "both"])
+def test_a_cut_at_each_message(direction, resend_buffer):
+    total = play((), direction, resend_buffer)
+    assert total > 20
+    for number in range(1, total + 1):
+        play({number}, direction, resend_buffer)
+
+
+@pytest.mark.parametrize("direction", [0, 1, "both"])
+def test_two_cuts_one_soon_after_the_other(direction):
+    """The second one meets what is being sent again."""
+    total = play((), direction, 1 << 24)
+    for number in range(1, total + 1):
+        for distance in (1, 2, 3, 5):
+            play({number, number + distance}, direction, 1 << 24)
+
+
+def test_a_cut_at_every_message_of_all():
+    """It ends all the same: what had arrived once is not sent again."""
+    play(set(range(2, 200, 2)), "both", 1 << 24)
+
+
+def test_what_is_sent_again_comes_before_anything_new_and_after_what_is_urgent():
+    world = World()
+    end = world.open(complete=False)
+    end.write(b"first")
+    world.outer.pump()
+    end.write(b"second")
+    world.outer.ping()
+    world.cut()
+    world.outer.ping()
+    world.resume()
+    world.outer.session.ping(u64.pack(world.outer.carrier))
+    world.outer.pump()
+    world.outer.pump()
+    kinds = [[kind for kind, *_ in decode(message)] for message in world.outer.wire]
+    assert kinds == [[FrameType.PING, FrameType.OPEN, FrameType.DATA], [FrameType.DATA]]
+    world.finish()
+    assert world.inner.ends[1].got[0] == b"firstsecond"
+
+
+def test_what_has_arrived_is_not_sent_again():
+    world = World()
+    end = world.open(complete=False)
+    for number in range(8):
+        end.write(BYTES[:16_000])
+        world.outer.pump()
+        if number < 5:
+            world.deliver(world.outer)
+    before = world.outer.session.unacknowledged
+    world.cut()
+    world.resume()
+    assert world.outer.session.unacknowledged < before / 2
+    world.run()
+    assert world.outer.session.resent == 3 * 16_009
+    world.finish()
+
+
+def test_a_farewell_is_told_again():
+    world = World()
+    heard = []
+    world.outer.going_away = lambda *arguments: heard.append(arguments)
+    world.inner.session.go_away(0, "bye")
+    world.inner.pump()
+    world.cut()
+    world.resume()
+    world.run()
+    assert len(heard) == 1
+    assert not world.outer.session.available
+
+
+@pytest.mark.parametrize("received", [0, 3, 4, 2**64 - 1])
+def test_it_goes_on_only_from_where_the_peer_can_be(received):
+    """It has acknowledged one frame, and two were sent."""
+    world = World()
+    end = world.open(complete=False)
+    world.run()
+    end.write(b"x")
+    world.outer.pump()
+    outer = world.outer.session
+    assert [count for count in range(6) if outer.resumable(count)] == [1, 2]
+    assert not outer.resumable(received)
+    with pytest.raises(TunnelError):
+        outer.resume(received)
+
+
+def test_nothing_goes_on_after_the_end():
+    world = World()
+    world.open(complete=True)
+    world.outer.session.end(StreamCode.TUNNEL_LOST, "over")
+    assert not world.outer.session.resumable(0)
+    assert world.outer.session.next_message() == b""
+
+
+@given(st.lists(st.one_of(st.binary(max_size=40), st.integers(0, 5)), max_size=8), st.booleans())
+def test_junk_between_resumptions_raises_only_what_the_peer_is_to_blame_for(items, opens):
+    world = World()
+    world.open(complete=False).write(BYTES[:100])
+    world.run()
+    side = world.outer if opens else world.inner
+    side.going_away = lambda *arguments: None
+    side.ponged = lambda payload: None
+    try:
+        for item in items:
+            if isinstance(item, int):
+                side.awake = False
+                side.session.resume(item)
+            else:
+                side.session.receive(item)
+                side.session.receive(encode(FrameType.ACK, 0, 0, u64.pack(len(item) % 4)))
+    except RemoteError:
+        pass
