@@ -297,6 +297,32 @@ def test_what_has_arrived_is_not_sent_again():
     world.finish()
 
 
+@pytest.mark.parametrize(("resend_buffer", "pool"), [(1, 1 << 28), (1 << 24, 1), (1 << 24, 1 << 28)])
+def test_who_is_held_back_goes_on_with_the_acknowledgement(resend_buffer, pool):
+    """By the tunnel's bound, by that of the process, or by what the link can use."""
+    world = World(resend_buffer, pool=pool)
+    end = world.open(complete=False)
+    world.run()
+    world.outer.memory.resend.used += 1  # another tunnel's
+    end.write(bytes(600_000))
+    outer = world.outer.session
+    while world.outer.pump():
+        pass
+    assert 65_536 < outer.unacknowledged <= 262_144 + 70_000
+    assert end.stream.queued
+    # Nothing but acknowledgements comes from the other side.
+    while world.deliver(world.outer):
+        pass
+    before = end.stream.queued
+    world.inner.session.acknowledge()
+    world.inner.pump()
+    world.deliver(world.inner)
+    assert world.outer.pump()
+    assert end.stream.queued < before
+    world.outer.memory.resend.used -= 1
+    world.finish()
+
+
 def test_a_farewell_is_told_again():
     world = World()
     heard = []
