@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,6 +31,8 @@ from sockgw.protocol.handshake import (
     HandshakeError,
     InnerHandshake,
     OuterHandshake,
+    Refused,
+    Resumption,
     State,
     Welcome,
     host_name,
@@ -40,6 +43,7 @@ INNER_NONCE = b"\x11" * 32
 OUTER_NONCE = b"\x22" * 32
 TUNNEL = b"\x33" * 16
 EXPORTED = b"\x44" * 32
+SECRET = b"\x66" * 32
 AGENT = "sockgw/0.1.0"
 
 
@@ -120,7 +124,7 @@ def test_happy_path() -> None:
     inner, outer = make_inner(), make_outer()
     authenticated, welcome = shake(inner, outer)
     assert authenticated == Authenticated(KEY.public_key.fingerprint, "office", 1, AGENT)
-    assert welcome == Welcome(1, "office", TUNNEL, 0, 1000, ())
+    assert welcome == Welcome(1, "office", TUNNEL, 0, 1000, (), b"", None)
     assert inner.state is outer.state is State.WELCOMED
 
 
@@ -183,7 +187,7 @@ def test_later_versions_may_add_keys_and_versions() -> None:
         }
     )
     welcome = inner.receive(WELCOME, payload)
-    assert welcome == Welcome(1, "office", TUNNEL, 30, 7, ("resume",))
+    assert welcome == Welcome(1, "office", TUNNEL, 30, 7, ("resume",), b"", None)
 
 
 # --- who is not let in
@@ -346,6 +350,12 @@ def test_a_binding_is_asked_for_that_we_do_not_have() -> None:
         ({"capabilities": ["x" * 65]}, "WELCOME has no proper 'capabilities'"),
         ({"capabilities": [1]}, "WELCOME has no proper 'capabilities'"),
         ({"capabilities": "resume"}, "WELCOME has no proper 'capabilities'"),
+        ({"secret": SECRET[1:]}, "WELCOME has no proper 'secret'"),
+        ({"secret": "x" * 32}, "WELCOME has no proper 'secret'"),
+        ({"secret": b""}, "WELCOME has no proper 'secret'"),
+        ({"received": 0}, "WELCOME resumes what was not asked for, or does not say how"),
+        ({"received": -1}, "WELCOME has no proper 'received'"),
+        ({"received": True}, "WELCOME has no proper 'received'"),
     ],
 )
 def test_bad_welcomes(changes: dict[str, Any], reason: str) -> None:
@@ -364,6 +374,222 @@ def test_a_welcome_names_an_identifier_even_if_we_did_not() -> None:
     _, welcome = outer.welcome(tunnel=TUNNEL, max_streams=1000)
     with pytest.raises(HandshakeError, match="WELCOME is for identifier ''"):
         inner.receive(WELCOME, repacked(welcome, identifier=""))
+
+
+# --- coming back to a tunnel
+
+
+RESUMPTION = Resumption(TUNNEL, 3)
+SECRETS = {TUNNEL: SECRET}
+
+
+def make_returning(**changes: Any) -> InnerHandshake:
+    return make_inner(**{"resumption": RESUMPTION, "secret": SECRET, **changes})
+
+
+def make_keeper(**changes: Any) -> OuterHandshake:
+    return make_outer(**{"secret_of": SECRETS.get, **changes})
+
+
+def test_who_has_the_secret_comes_back() -> None:
+    inner, outer = make_returning(), make_keeper()
+    authenticated = outer.receive(*until_proof(inner, outer))
+    assert isinstance(authenticated, Authenticated)
+    assert authenticated.resumption == RESUMPTION
+    assert outer.resumes
+    kind, payload = outer.welcome(tunnel=TUNNEL, max_streams=9, resume_window=30, received=7)
+    welcome = inner.receive(kind, payload)
+    assert welcome == Welcome(1, "office", TUNNEL, 30, 9, (), b"", 7)
+    assert SECRET not in payload
+
+
+def test_the_secret_never_crosses_the_wire_again() -> None:
+    inner, outer = make_returning(), make_keeper()
+    _, proof = until_proof(inner, outer)
+    assert SECRET not in proof
+    assert msgpack.unpackb(proof)["tunnel"] == TUNNEL
+    assert msgpack.unpackb(proof)["received"] == 3
+
+
+@pytest.mark.parametrize("received", [0, 1, 2**64 - 1])
+def test_any_number_of_frames_may_have_come(received: int) -> None:
+    inner, outer = make_returning(resumption=Resumption(TUNNEL, received)), make_keeper()
+    authenticated = outer.receive(*until_proof(inner, outer))
+    assert isinstance(authenticated, Authenticated)
+    assert authenticated.resumption == Resumption(TUNNEL, received)
+
+
+def test_a_stolen_id_is_worth_nothing() -> None:
+    for secret in (b"\x67" * 32, bytes(32)):
+        outer = make_keeper()
+        proof = until_proof(make_returning(secret=secret), outer)
+        error = refused(outer, *proof, "wrong secret of a tunnel")
+        assert error.kind is Refused.SIGNATURE
+        assert error.fingerprint == KEY.public_key.fingerprint
+
+
+def test_the_secret_alone_is_worth_nothing() -> None:
+    """Without a key that is known, or with another's signature."""
+    outer = make_keeper()
+    other = make_returning(fingerprint=OTHER.public_key.fingerprint, sign=OTHER.sign)
+    refused(outer, *until_proof(other, outer), "unknown key")
+    outer = make_keeper()
+    refused(outer, *until_proof(make_returning(sign=OTHER.sign), outer), "wrong signature")
+
+
+def test_a_tunnel_that_is_over_leads_to_a_new_one() -> None:
+    inner, outer = make_returning(), make_keeper(secret_of=lambda tunnel: None)
+    authenticated = outer.receive(*until_proof(inner, outer))
+    assert isinstance(authenticated, Authenticated)
+    assert authenticated.resumption is None
+    fresh = b"\x34" * 16
+    frames = outer.welcome(tunnel=fresh, max_streams=9, resume_window=30, secret=b"\x77" * 32)
+    assert inner.receive(*frames) == Welcome(1, "office", fresh, 30, 9, (), b"\x77" * 32, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tunnel": b"\x34" * 16},
+        {"received": 4},
+        {"received": 2},
+        {"code": bytes(32)},
+        {"tunnel": ..., "received": ..., "code": ...},
+        {"received": ...},
+        {"code": ...},
+        {"code": b"\x01" * 31},
+        {"received": -1},
+        {"received": 3.0},
+        {"received": True},
+        {"tunnel": TUNNEL[1:]},
+    ],
+    ids=str,
+)
+def test_what_was_proved_cannot_be_changed(changes: dict[str, Any]) -> None:
+    secrets = {TUNNEL: SECRET, b"\x34" * 16: SECRET}
+    outer = make_keeper(secret_of=secrets.get)
+    _, proof = until_proof(make_returning(), outer)
+    refused(outer, PROOF, repacked(proof, **changes), "wrong signature|PROOF has no proper")
+
+
+def test_a_signer_who_does_not_know_the_secret_cannot_make_up_a_code() -> None:
+    """The key's owner signs whatever code; it is the code that counts."""
+    inner, outer = make_returning(secret=b"\x67" * 32), make_keeper()
+    refused(outer, *until_proof(inner, outer), "wrong secret of a tunnel")
+
+
+def test_replay_of_a_proof_that_resumed() -> None:
+    first = make_keeper()
+    recorded = until_proof(make_returning(), first)
+    first.receive(*recorded)
+    second = make_keeper(nonce=b"\x23" * 32)
+    second.receive(*make_returning().start())
+    refused(second, *recorded, "wrong signature")
+
+
+def test_a_code_is_good_for_one_challenge_only() -> None:
+    """Also where somebody has the key: an old code under a new signature."""
+    old = msgpack.unpackb(until_proof(make_returning(), make_keeper())[1])["code"]
+    inner, outer = make_returning(), make_keeper(nonce=b"\x23" * 32)
+    _, challenge = frame(outer.receive(*inner.start()))
+    message = signed_message(
+        hello=make_returning().start()[1],
+        challenge=challenge,
+        fingerprint=KEY.public_key.fingerprint,
+        identifier="office",
+        host="gateway.example.org",
+        channel_binding=EXPORTED,
+        resumption=(TUNNEL, (3).to_bytes(8, "big"), old),
+    )
+    _, proof = frame(inner.receive(CHALLENGE, challenge))
+    forged = repacked(proof, code=old, signature=KEY.sign(message))
+    refused(outer, PROOF, forged, "wrong secret of a tunnel")
+
+
+def test_an_inner_layer_of_before() -> None:
+    """It does not say that it can resume: then the fields of old are signed, and no more."""
+    hello = repacked(make_inner().start()[1], capabilities=[])
+    outer = make_keeper()
+    _, challenge = frame(outer.receive(HELLO, hello))
+    assert msgpack.unpackb(challenge)["capabilities"] == []
+    assert not outer.resumes
+    message = signed_message(
+        hello=hello,
+        challenge=challenge,
+        fingerprint=KEY.public_key.fingerprint,
+        identifier="office",
+        host="gateway.example.org",
+        channel_binding=EXPORTED,
+    )
+    proof = {
+        "key": KEY.public_key.fingerprint,
+        "identifier": "office",
+        "host": "gateway.example.org",
+        "signature": KEY.sign(message),
+        "tunnel": "reserved then",
+    }
+    authenticated = outer.receive(PROOF, bytes(msgpack.packb(proof)))
+    assert isinstance(authenticated, Authenticated)
+    assert authenticated.resumption is None
+
+
+@pytest.mark.parametrize("capabilities", [..., [], ["other"]])
+def test_an_outer_layer_of_before(capabilities: Any) -> None:
+    """Its CHALLENGE says nothing of resuming: the tunnel is not named, and the rest is as it was."""
+    inner = make_returning()
+    hello = inner.start()[1]
+    challenge = repacked(frame(make_outer().receive(HELLO, hello))[1], capabilities=capabilities)
+    _, proof = frame(inner.receive(CHALLENGE, challenge))
+    fields = msgpack.unpackb(proof)
+    assert set(fields) == {"key", "identifier", "host", "signature"}
+    message = signed_message(
+        hello=hello,
+        challenge=challenge,
+        fingerprint=KEY.public_key.fingerprint,
+        identifier="office",
+        host="gateway.example.org",
+        channel_binding=EXPORTED,
+    )
+    assert KEY.public_key.verify(message, fields["signature"])
+    fresh = repacked(shake_welcome(), tunnel=b"\x34" * 16)
+    assert inner.receive(WELCOME, fresh) == Welcome(
+        1, "office", b"\x34" * 16, 0, 1000, (), b"", None
+    )
+
+
+def shake_welcome() -> bytes:
+    inner, outer = make_inner(), make_outer()
+    outer.receive(*until_proof(inner, outer))
+    return outer.welcome(tunnel=TUNNEL, max_streams=1000)[1]
+
+
+@pytest.mark.parametrize(
+    ("resumption", "changes"),
+    [
+        (None, {"received": 3}),
+        (RESUMPTION, {"received": ...}),
+        (RESUMPTION, {"tunnel": b"\x34" * 16}),
+    ],
+    ids=["never asked", "does not say how", "another one"],
+)
+def test_a_welcome_resumes_what_was_asked_for_or_nothing(
+    resumption: Resumption | None, changes: dict[str, Any]
+) -> None:
+    inner, outer = make_returning(resumption=resumption), make_keeper()
+    outer.receive(*until_proof(inner, outer))
+    _, welcome = outer.welcome(tunnel=TUNNEL, max_streams=9, resume_window=30, received=7)
+    with pytest.raises(HandshakeError, match="resumes what was not asked for"):
+        inner.receive(WELCOME, repacked(welcome, **changes))
+
+
+def test_any_bit_flipped_in_a_proof_that_resumes_refuses() -> None:
+    hello = make_returning().start()[1]
+    _, proof = until_proof(make_returning(), make_keeper())
+    for payload in flipped(proof):
+        outer = make_keeper()
+        outer.receive(HELLO, hello)
+        with pytest.raises(HandshakeError):
+            outer.receive(PROOF, payload)
 
 
 # --- sizes, types, order
@@ -661,29 +887,44 @@ def test_host_name(authority: str, host: str) -> None:
 
 
 def worked_example() -> dict[str, bytes]:
-    """Return the payloads of one handshake, and what is signed, for fixed keys and nonces."""
+    """Return the payloads of one handshake, and what is signed, for fixed keys and nonces.
+
+    Of a new tunnel, and of one that is resumed.
+    """
     inner, outer = make_inner(), make_outer()
     _, hello = inner.start()
     _, challenge = frame(outer.receive(HELLO, hello))
     _, proof = frame(inner.receive(CHALLENGE, challenge))
     outer.receive(PROOF, proof)
-    _, welcome = outer.welcome(tunnel=TUNNEL, max_streams=1000)
-    message = signed_message(
-        hello=hello,
-        challenge=challenge,
-        fingerprint=KEY.public_key.fingerprint,
-        identifier="office",
-        host="gateway.example.org",
-        channel_binding=EXPORTED,
+    _, welcome = outer.welcome(tunnel=TUNNEL, max_streams=1000, resume_window=30, secret=SECRET)
+    returning, keeper = make_returning(), make_keeper()
+    proof_again = until_proof(returning, keeper)[1]
+    keeper.receive(PROOF, proof_again)
+    _, welcome_again = keeper.welcome(
+        tunnel=TUNNEL, max_streams=1000, resume_window=30, received=7
     )
+
+    def message(*resumption: bytes) -> bytes:
+        return signed_message(
+            hello=hello,
+            challenge=challenge,
+            fingerprint=KEY.public_key.fingerprint,
+            identifier="office",
+            host="gateway.example.org",
+            channel_binding=EXPORTED,
+            resumption=resumption,
+        )
+
     return {
         "private key": bytes(range(32)),
         "channel binding": EXPORTED,
         "HELLO": hello,
         "CHALLENGE": challenge,
-        "signed message": message,
+        "signed message": message(b"", b"", b""),
         "PROOF": proof,
         "WELCOME": welcome,
+        "PROOF that resumes": proof_again,
+        "WELCOME that resumes": welcome_again,
     }
 
 
@@ -694,19 +935,14 @@ def test_worked_example() -> None:
         b"\x84"
         b"\xa8versions\x91\x01"
         b"\xa5nonce\xc4\x20" + INNER_NONCE + b"\xa5agent\xacsockgw/0.1.0"
-        b"\xaccapabilities\x90"
+        b"\xaccapabilities\x91\xa6resume"
     )
     challenge = (
-        b"\x83\xa7version\x01\xa5nonce\xc4\x20" + OUTER_NONCE + b"\xa7binding\xactls-exporter"
+        b"\x84\xa7version\x01\xa5nonce\xc4\x20" + OUTER_NONCE + b"\xa7binding\xactls-exporter"
+        b"\xaccapabilities\x91\xa6resume"
     )
     fingerprint = bytes.fromhex("a050837d85070582ccf7394b0988847cc312cb88259b894899f6f239cf1791a5")
-    signature = bytes.fromhex(
-        "14b9d4d22ee49c730f8ed24d680627e13d6843234ee4bab8125285379be5501e"
-        "d49fcac9c02441a794022bf195ea732be0fcd85bc0a2bc2301ef9e78bd73f40d"
-    )
-    assert example["HELLO"] == hello
-    assert example["CHALLENGE"] == challenge
-    assert example["signed message"] == (
+    signed = (
         b"sockgw.1 inner layer\0"
         + len(hello).to_bytes(2, "big")
         + hello
@@ -719,19 +955,40 @@ def test_worked_example() -> None:
         + b"\x00\x20"
         + EXPORTED
     )
-    assert example["PROOF"] == (
-        b"\x84"
+    named = b"\x00\x10" + TUNNEL + b"\x00\x08" + (3).to_bytes(8, "big")
+    code = hmac.digest(SECRET, signed + named, "sha256")
+    assert example["HELLO"] == hello
+    assert example["CHALLENGE"] == challenge
+    assert example["signed message"] == signed + bytes(6)
+    proof = (
         b"\xa3key\xc4\x20" + fingerprint + b"\xaaidentifier\xa6office"
         b"\xa4host\xb3gateway.example.org"
-        b"\xa9signature\xc4\x40" + signature
+        b"\xa9signature\xc4\x40"
     )
-    assert example["WELCOME"] == (
-        b"\x86\xa7version\x01"
+    assert example["PROOF"] == b"\x84" + proof + KEY.sign(signed + bytes(6))
+    assert example["PROOF that resumes"] == (
+        b"\x87" + proof + KEY.sign(signed + named + b"\x00\x20" + code) + b"\xa6tunnel\xc4\x10"
+        + TUNNEL + b"\xa8received\x03\xa4code\xc4\x20" + code
+    )  # fmt: skip
+    welcome = (
+        b"\xa7version\x01"
         b"\xaaidentifier\xa6office"
-        b"\xa6tunnel\xc4\x10" + TUNNEL + b"\xadresume_window\x00"
+        b"\xa6tunnel\xc4\x10" + TUNNEL + b"\xadresume_window\x1e"
         b"\xabmax_streams\xcd\x03\xe8"
         b"\xaccapabilities\x90"
     )
+    assert example["WELCOME"] == b"\x87" + welcome + b"\xa6secret\xc4\x20" + SECRET
+    assert example["WELCOME that resumes"] == b"\x87" + welcome + b"\xa8received\x07"
+    # Ed25519 signatures are the same each time; this one and the code were made with openssl.
+    assert example["PROOF"][-64:].hex() == SIGNATURE
+    assert code.hex() == CODE
+
+
+SIGNATURE = (
+    "79e7780e5452927edfa0ecff35b45305371199aef328baf0c3f5c0f517480087"
+    "64235f2bf68dde699a19fcf11831dba548c1b1f173b69da54f4e2d773d093606"
+)
+CODE = "4ef60d816c838d93df91e96dd266f8809e0feec00796eea072d2daf6fd519d15"
 
 
 if __name__ == "__main__":
