@@ -251,7 +251,8 @@ class Log:
 
 
 class Bench:
-    """The gateway. ``texts`` are settings as an operator writes them."""
+    """The gateway. ``texts`` are settings as an operator writes them; nothing is held unless they
+    say so."""
 
     def __init__(self, limits=None, targets=TARGETS, **texts):
         self.clock = Clock()
@@ -259,11 +260,12 @@ class Bench:
         settings = {
             "public-key": ["unused"],
             "targets": ["unused"],
+            "hold": ["0"],
             **{name.replace("_", "-"): [text] for name, text in texts.items()},
         }
         self.config = load(OuterConfig, settings, {})
         self.deadlines = Deadlines(self.clock)
-        self.registry = Registry(self.config.max_tunnels)
+        self.registry = Registry(self.config.max_tunnels, seconds=self.clock.seconds)
         self.metrics = Metrics()
         self.log = Log()
         self.counts = Counter()

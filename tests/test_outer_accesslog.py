@@ -33,12 +33,14 @@ PLAIN = Entry(
     request_id=b"4f7e1b2c",
     duration=0.1234,
     first_byte=0.05,
+    tries=1,
+    held=0.0,
     outcome="",
 )
 LINE = (
     '192.0.2.1 - - [22/Nov/2026:19:07:09 +0000] "GET /a?b=c HTTP/1.1" 200 12 "-" "curl/8.5.0"'
     " target=*.example.org identifier=office id=4f7e1b2c duration=0.123 first_byte=0.050"
-    " bytes_in=3 outcome=-\n"
+    " bytes_in=3 tries=1 held=0 outcome=-\n"
 )
 
 
@@ -87,12 +89,14 @@ def test_text_line_with_much_to_escape(path: Path) -> None:
         identifier="büro 2",
         request_id=b'a" outcome=-',
         first_byte=None,
+        tries=2,
+        held=1.25,
         outcome="client left",
     )
     assert written(path, "text", entry) == (
         '"fe80::1%eth0" - - [22/Nov/2026:19:07:09 +0000] "GET /\\x0d\\x0a\\x1b[2J\\xff HTTP/1.1"'
         ' 200 12 "\\"\\\\" "x\\" 200 \\"" target=- identifier="b\\xc3\\xbcro 2"'
-        ' id="a\\" outcome=-" duration=0.123 first_byte=- bytes_in=3 outcome="client left"\n'
+        ' id="a\\" outcome=-" duration=0.123 first_byte=- bytes_in=3 tries=2 held=1.250 outcome="client left"\n'
     )
 
 
@@ -113,6 +117,8 @@ def test_json_line(path: Path) -> None:
         "request_id": "4f7e1b2c",
         "duration": 0.1234,
         "first_byte": 0.05,
+        "tries": 1,
+        "held": 0.0,
         "outcome": "",
     }
 
@@ -128,13 +134,16 @@ HOSTILE = st.builds(
     identifier=st.text(),
     request_id=st.binary(),
     first_byte=st.none() | st.floats(0, 1e6),
+    tries=st.integers(0, 9),
+    held=st.just(0.0) | st.floats(0, 1e6),
     outcome=st.text(),
 )
 QUOTED = r'"(?:[^"\\]|\\["\\]|\\x[0-9a-f]{2})*"'
 WORD = rf"(?:[^ \"=]+|{QUOTED})"
 GRAMMAR = re.compile(
     rf"{WORD} - - \[[^]]+\] {QUOTED} \d+ \d+ {QUOTED} {QUOTED} target={WORD} identifier={WORD}"
-    rf" id={WORD} duration=[0-9.]+ first_byte=(?:-|[0-9.]+) bytes_in=\d+ outcome={WORD}\n"
+    rf" id={WORD} duration=[0-9.]+ first_byte=(?:-|[0-9.]+) bytes_in=\d+ tries=\d+"
+    rf" held=[0-9.]+ outcome={WORD}\n"
 )
 
 

@@ -28,6 +28,8 @@ OFFICE = TunnelView(
     bytes_in=1536,
     bytes_out=5,
     round_trip=0.01234,
+    suspended=False,
+    passed_over=["wiki.example.org"],
 )
 TARGET = TargetView(
     name="*.example.org",
@@ -219,6 +221,7 @@ def test_what_it_shows() -> None:
     page = Browser().page()
     assert Cells(page).cells == [
         "office",
+        "connected\npassed over for wiki.example.org",
         "192.0.2.1",
         "SHA256:abc",
         "2026-11-22 17:02:09\n2 h 5 min",
@@ -250,7 +253,7 @@ def test_nothing_to_show() -> None:
 def test_everything_is_text(text: str) -> None:
     text = "x" + text.replace("\r", "").replace("\0", "")  # which HTML has no way to write
     state = State(
-        [TunnelView(text, text, text, NOW, 0, 0, 0, None)],
+        [TunnelView(text, text, text, NOW, 0, 0, 0, None, True, [text])],
         [TargetView(text, text, [text], [text])],
         [Failure(NOW, text, text, 502, text, text)],
     )
@@ -304,6 +307,8 @@ def test_json() -> None:
     view = json.loads(body)
     assert view["tunnels"][0]["identifier"] == "office"
     assert view["tunnels"][0]["round_trip"] == 0.01234
+    assert view["tunnels"][0]["suspended"] is False
+    assert view["tunnels"][0]["passed_over"] == ["wiki.example.org"]
     assert view["targets"][0]["policy"] == ["/a GET", "^/b *"]
     assert view["failures"][0]["status"] == 502
     assert browser.get(format=b"json")[0] == 401

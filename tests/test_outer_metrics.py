@@ -1,5 +1,7 @@
 """What the metrics count and how they are exported."""
 
+from collections.abc import Callable
+
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -62,8 +64,12 @@ def test_gauges_are_read_when_scraped(metrics: Metrics) -> None:
     metrics.gauge_streams = lambda: 7
     metrics.gauge_clients = lambda: 9
     metrics.gauge_tunnels = lambda: tunnels
+    metrics.gauge_held = lambda: 3
+    metrics.gauge_suspended = lambda: {"mill": 4}
     tunnels["home"] = 1
     seen = scrape(metrics)
+    assert seen["sockgw_held_requests",] == 3
+    assert seen["sockgw_tunnels_suspended", "mill"] == 4
     assert seen["sockgw_streams",] == 7
     assert seen["sockgw_clients",] == 9
     assert seen["sockgw_tunnels", "office"] == 2
@@ -71,7 +77,7 @@ def test_gauges_are_read_when_scraped(metrics: Metrics) -> None:
 
 
 def test_counts_of_a_tunnel_outlive_it(metrics: Metrics) -> None:
-    live = [(10, 20, 3), (1, 2, 0)]
+    live = [(10, 20, 3, 100), (1, 2, 0, 50)]
     metrics.live_tunnels = lambda: live
 
     def counts() -> list[float]:
@@ -80,15 +86,43 @@ def test_counts_of_a_tunnel_outlive_it(metrics: Metrics) -> None:
             seen["sockgw_tunnel_bytes_total", "in"],
             seen["sockgw_tunnel_bytes_total", "out"],
             seen["sockgw_credit_stalls_total",],
+            seen["sockgw_resent_bytes_total",],
         ]
 
-    assert counts() == [11, 22, 3]
+    assert counts() == [11, 22, 3, 150]
     metrics.tunnel_ended(*live.pop(0))
-    assert counts() == [11, 22, 3]
-    live[0] = (5, 5, 5)
-    assert counts() == [15, 25, 8]
+    assert counts() == [11, 22, 3, 150]
+    live[0] = (5, 5, 5, 51)
+    assert counts() == [15, 25, 8, 151]
     metrics.tunnel_ended(*live.pop(0))
-    assert counts() == [15, 25, 8]
+    assert counts() == [15, 25, 8, 151]
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        (Metrics.retried, "sockgw_retries_total"),
+        (Metrics.hold_expired, "sockgw_hold_expired_total"),
+        (Metrics.ejected, "sockgw_ejections_total"),
+        (lambda metrics: metrics.resumed(False), "sockgw_resumes_total"),
+        (Metrics.tunnel_lost, "sockgw_tunnels_lost_total"),
+    ],
+)
+def test_events(metrics: Metrics, count: Callable[[Metrics], None], name: str) -> None:
+    before = scrape(metrics)
+    count(metrics)
+    count(metrics)
+    after = scrape(metrics)
+    assert (before[name,], after[name,]) == (0, 2)
+    ours = {key for key in before if key[0].startswith("sockgw_")}
+    assert {key for key in ours if before[key] != after[key]} == {(name,)}
+
+
+def test_a_takeover_is_a_resume(metrics: Metrics) -> None:
+    metrics.resumed(True)
+    metrics.resumed(False)
+    seen = scrape(metrics)
+    assert (seen["sockgw_resumes_total",], seen["sockgw_takeovers_total",]) == (2, 1)
 
 
 @pytest.mark.parametrize("kind", Refused)
@@ -117,5 +151,5 @@ def test_nothing_has_happened(metrics: Metrics) -> None:
 
 def test_registries_are_separate() -> None:
     one, other = Metrics(), Metrics()
-    one.tunnel_ended(0, 0, 5)
+    one.tunnel_ended(0, 0, 5, 0)
     assert scrape(other)["sockgw_credit_stalls_total",] == 0

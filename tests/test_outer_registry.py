@@ -1,6 +1,7 @@
 """The registry: whom a request goes to."""
 
 import pytest
+from twisted.internet.task import Clock
 
 from sockgw.outer.registry import Member, Registry
 
@@ -10,7 +11,7 @@ class FakeTunnel:
         self.session = self
         self.streams = [None] * streams
         self.available = available
-        self.suspended = False
+        self.suspended = self.leaving = False
 
 
 def member(identifier, streams=0, available=True):
@@ -18,8 +19,15 @@ def member(identifier, streams=0, available=True):
 
 
 @pytest.fixture
-def registry():
-    return Registry(10)
+def clock():
+    clock = Clock()
+    clock.advance(1_000)
+    return clock
+
+
+@pytest.fixture
+def registry(clock):
+    return Registry(10, seconds=clock.seconds)
 
 
 def add(registry, *members):
@@ -101,3 +109,111 @@ def test_one_key_takes_no_more_than_its_share():
     assert registry.room_for(b"g" * 32) == ""
     registry.remove(mine[0].tunnel)
     assert registry.room_for(b"f" * 32) == ""
+
+
+# ---------------------------------------------------------------------- who has failed
+
+
+def test_who_was_tried_is_never_chosen_and_who_is_passed_over_only_in_need(registry):
+    first, second, third = add(registry, member("a", 1), member("a", 2), member("a", 3))
+    affinity = {None: first}
+    assert registry.choose(None, affinity, (first,)) is second
+    affinity = {None: first}
+    assert registry.choose(None, affinity, (), [first]) is second
+    assert registry.choose(None, affinity, (), [first]) is second, "and stays there"
+    assert registry.choose(None, {}, (second,), [first]) is third
+    assert registry.choose(None, {}, (second, third), [first]) is first
+    assert registry.choose(None, {}, (), [first, second, third]) is first, "as if none was"
+    assert registry.choose(None, {}, (first, second, third), [first]) is None
+
+
+# ---------------------------------------------------------------------- who was there
+
+
+def suspend(registry, member):
+    member.tunnel.suspended = True
+    member.tunnel.available = False
+    registry.suspended(member)
+
+
+def resume(registry, member):
+    member.tunnel.suspended = False
+    member.tunnel.available = True
+    registry.resumed(member)
+
+
+def test_who_never_was_there(registry):
+    assert not registry.served_within(None, 1e6)
+    assert not registry.served_within(frozenset({"a"}), 1e6)
+
+
+def test_who_went_was_there_until_then(registry, clock):
+    (gone,) = add(registry, member("a"))
+    clock.advance(100)
+    registry.remove(gone.tunnel)
+    clock.advance(5)
+    for identifiers in (None, frozenset({"a"}), frozenset({"a", "b"})):
+        assert registry.served_within(identifiers, 5)
+        assert not registry.served_within(identifiers, 4.9)
+    assert not registry.served_within(frozenset({"b"}), 5)
+
+
+def test_who_is_suspended_was_there_until_then(registry, clock):
+    (paused,) = add(registry, member("a"))
+    assert registry.ready
+    suspend(registry, paused)
+    assert not registry.ready
+    assert registry.identifiers() == {}
+    assert registry.suspended_identifiers() == {"a": 1}
+    assert len(registry) == 1
+    clock.advance(5)
+    assert not registry.serves(None)
+    assert registry.served_within(None, 5)
+    assert not registry.served_within(None, 4.9)
+    clock.advance(25)
+    registry.remove(paused.tunnel)
+    assert not registry.served_within(None, 29), "not until it was given up"
+    assert registry.served_within(None, 30)
+
+
+def test_who_is_suspended_hides_nobody_that_went_later(registry, clock):
+    paused, other = add(registry, member("a"), member("a"))
+    suspend(registry, paused)
+    clock.advance(20)
+    registry.remove(other.tunnel)
+    clock.advance(1)
+    assert registry.served_within(frozenset({"a"}), 1)
+    registry.remove(paused.tunnel)
+    assert registry.served_within(frozenset({"a"}), 1)
+
+
+def test_who_leaves_was_there_until_somebody_asked(registry, clock):
+    (leaving,) = add(registry, member("a"))
+    leaving.tunnel.leaving = True
+    assert registry.ready, "its streams go on"
+    assert not registry.serves(None)
+    assert registry.served_within(None, 5)
+    clock.advance(6)
+    assert not registry.served_within(None, 5)
+
+
+def test_who_is_there_again_is_told(registry, clock):
+    told, removed = [], []
+    registry.on_there = lambda *event: told.append(event)
+    registry.on_removed = removed.append
+    (paused,) = add(registry, member("a"))
+    suspend(registry, paused)
+    clock.advance(3)
+    resume(registry, paused)
+    resume(registry, paused)  # taken over: it was never away
+    registry.remove(paused.tunnel)
+    assert told == [(paused, 0), (paused, 3), (paused, 0)]
+    assert removed == [paused]
+
+
+def test_memories_are_bounded(clock):
+    registry = Registry(3, seconds=clock.seconds)
+    for number in range(10):
+        (gone,) = add(registry, member(f"i{number}"))
+        registry.remove(gone.tunnel)
+    assert list(registry._last_there) == ["i7", "i8", "i9"]

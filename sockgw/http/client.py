@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from sockgw.deadlines import Deadlines
+from sockgw.http.methods import IDEMPOTENT
 from sockgw.http.originconnection import OriginConnection
 from sockgw.http.originexchange import OriginExchange
 from sockgw.http.pool import IdleConnections
@@ -29,9 +30,6 @@ __all__ = ["Origin", "OriginError", "OriginExchange", "OriginHandler", "OriginPo
 # twice. Servers close idle connections after whole seconds (nginx 75, Apache and Node.js 5): within
 # the first one the race is practically excluded, and connections under load are still reused.
 FRESH = 1.0
-
-# RFC 9110, section 9.2.2.
-IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 
 
 @dataclass(frozen=True, slots=True)

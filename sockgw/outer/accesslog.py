@@ -50,6 +50,8 @@ class Entry(NamedTuple):
     request_id: bytes
     duration: float  #: seconds
     first_byte: float | None  #: seconds until the answer began; None if it never did
+    tries: int  #: how many inner layers were asked
+    held: float  #: seconds for which it waited for one
     outcome: str  #: "" or what went wrong, e.g. "client left"
 
 
@@ -179,7 +181,7 @@ def _open(path: str) -> int:
 # Apache's combined format, with fields of ours behind it.
 _LINE = (
     '%s - - [%s] "%s HTTP/%s.%s" %s %s "%s" "%s" target=%s identifier=%s id=%s'
-    " duration=%.3f first_byte=%s bytes_in=%s outcome=%s\n"
+    " duration=%.3f first_byte=%s bytes_in=%s tries=%s held=%s outcome=%s\n"
 )
 
 
@@ -187,7 +189,8 @@ def _as_text(entry: Entry) -> str:
     """Return the entry's line, in which nothing from outside ends its field or the line."""
     (
         time, client, method, target, (major, minor), status, bytes_out, bytes_in, referer,
-        user_agent, target_name, identifier, request_id, duration, first_byte, outcome,
+        user_agent, target_name, identifier, request_id, duration, first_byte, tries,
+        held, outcome,
     ) = entry  # fmt: skip
     request = method + b" " + target
     referer, user_agent, number = referer or b"", user_agent or b"", request_id.decode("latin-1")
@@ -203,7 +206,8 @@ def _as_text(entry: Entry) -> str:
     return _LINE % (
         client or "-", _apache_time(int(time)), quoted[0], major, minor, status, bytes_out,
         quoted[1] or "-", quoted[2] or "-", target_name or "-", identifier or "-",
-        number or "-", duration, begun, bytes_in, outcome or "-",
+        number or "-", duration, begun, bytes_in, tries, f"{held:.3f}" if held else "0",
+        outcome or "-",
     )  # fmt: skip
 
 
@@ -216,6 +220,7 @@ def _as_json(entry: Entry) -> str:
     fields["time"] = f"{_iso_time(int(second))}.{int(part * 1000):03d}Z"
     fields["version"] = f"{entry.version[0]}.{entry.version[1]}"
     fields["duration"] = round(entry.duration, 6)
+    fields["held"] = round(entry.held, 6)
     if entry.first_byte is not None:
         fields["first_byte"] = round(entry.first_byte, 6)
     return json.dumps(fields) + "\n"

@@ -46,6 +46,8 @@ class TunnelView:
     bytes_in: int  #: from the inner layer
     bytes_out: int  #: to it
     round_trip: float | None
+    suspended: bool  #: it has lost its carrier and may get another
+    passed_over: Sequence[str]  #: names of targets for which another one is asked at present
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +207,16 @@ def _as_html(state: AdminState, now: float) -> str:
         stream_count=streams,
         target_count=len(targets),
         tunnels=_table(
-            "Identifier|Address|Key|Since|#Streams|#Received|#Sent|#Round trip",
+            "Identifier|State|Address|Key|Since|#Streams|#Received|#Sent|#Round trip",
             (
                 (
                     tunnel.identifier,
+                    "\n".join(
+                        (
+                            "suspended" if tunnel.suspended else "connected",
+                            *(f"passed over for {target}" for target in tunnel.passed_over),
+                        )
+                    ),
                     tunnel.address,
                     tunnel.fingerprint,
                     f"{_time(tunnel.since)}\n{_age(now - tunnel.since)}",

@@ -256,7 +256,10 @@ class Admission:
     def ended(self, tunnel: Tunnel, reason: str) -> None:
         member = self._registry.remove(tunnel)
         if member is not None:
-            self._metrics.tunnel_ended(tunnel.bytes_in, tunnel.bytes_out, tunnel.session.stalls)
+            session = tunnel.session
+            self._metrics.tunnel_ended(
+                tunnel.bytes_in, tunnel.bytes_out, session.stalls, session.resent
+            )
             self._log.info(
                 "inner layer {identifier} disconnected: {reason} address={address}",
                 identifier=member.identifier,

@@ -134,6 +134,25 @@ class OuterConfig(TunnelConfig):
         metavar="MS",
         default="30000",
     )
+    hold: float = setting(
+        "How long a request waits for an inner layer that was connected within the same time before"
+        " it; 0 for not at all. A target may have its own.",
+        milliseconds_or_zero,
+        metavar="MS",
+        default="5000",
+    )
+    eject_time: float = setting(
+        "How long an inner layer is passed over at first that cannot reach a target.",
+        milliseconds,
+        metavar="MS",
+        default="10000",
+    )
+    max_eject_time: float = setting(
+        "Longest time that it is passed over, after doubling at each new failure.",
+        milliseconds,
+        metavar="MS",
+        default="300000",
+    )
 
     trust_proxy: tuple[str, ...] = setting(
         "Proxies whose X-Forwarded-* and X-Request-ID are believed: loopback, linklocal, "
@@ -193,6 +212,31 @@ class OuterConfig(TunnelConfig):
     )
     max_connections: int = setting(
         "Most connections of clients.", count, metavar="NUMBER", default="10000"
+    )
+    max_held: int = setting(
+        "Most requests that wait for an inner layer.", count, metavar="NUMBER", default="1000"
+    )
+    max_tries: int = setting(
+        "Most inner layers that are asked for one request.", count, metavar="NUMBER", default="3"
+    )
+    kept_body: int = setting(
+        "Most bytes of a request's body that are kept to ask another inner layer.",
+        count_or_zero,
+        metavar="BYTES",
+        default="65536",
+    )
+    max_kept_bodies: int = setting(
+        "Most bytes that are kept so of all requests together.",
+        count_or_zero,
+        metavar="BYTES",
+        default="67108864",
+    )
+    eject_after: int = setting(
+        "How often in a row an inner layer must fail to reach a target that others reach to be "
+        "passed over; 0 for never.",
+        count_or_zero,
+        metavar="NUMBER",
+        default="3",
     )
 
     access_log: str = setting(

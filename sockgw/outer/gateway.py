@@ -1,8 +1,8 @@
 """The gateway: what happens to each request that reaches the app port.
 
-Host to target, path to policy, identifiers to an inner layer; then a :class:`Relay` carries it.
-What ends here is answered from one table (:mod:`sockgw.outer.refusals`), and every request leaves
-one line in the access log and one count in the metrics, however it ended.
+Host to target, path to policy; then a :class:`Relay` has it, and the dispatcher finds who performs
+it. What ends here is answered from one table (:mod:`sockgw.outer.refusals`), and every request
+leaves one line in the access log and one count in the metrics, however it ended.
 """
 
 from __future__ import annotations
@@ -23,29 +23,21 @@ from sockgw.http.server import ClientConnection, Exchange, HttpError, RequestHan
 from sockgw.outer.accesslog import AccessLog, Entry
 from sockgw.outer.admin import Failure
 from sockgw.outer.config import OuterConfig
+from sockgw.outer.dispatch import Dispatcher
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import forbidden_reason
-from sockgw.outer.refusals import Refusal, answer
+from sockgw.outer.refusals import BAD_HEAD, NO_TARGET, Refusal, answer
 from sockgw.outer.registry import Affinity, Registry
 from sockgw.outer.relay import Relay
 from sockgw.outer.routes import Route, route_to
 from sockgw.outer.targets import Target, Targets
-from sockgw.protocol.errors import LocalError, StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
-from sockgw.protocol.session import TunnelFull
 
 __all__ = ["Gateway"]
 
 _MAX_FAILURES = 100  # lines on the admin page
 _MAX_SERVICE_ORIGINS = 256  # rewriters of origins that inner layers name
-
-_NO_TARGET = Refusal(404, "no target has this host name", "destination_not_found")
-_NO_INNER_LAYER = Refusal(
-    502, "no inner layer for this target is connected", "destination_unavailable"
-)
-_BUSY = Refusal(503, "the inner layers are at their limits", "connection_limit_reached", 1)
-_BAD_HEAD = Refusal(400, "the request's head cannot be forwarded", "http_request_error")
 
 # Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
 # (CVE-2016-5385 and its kin).
@@ -94,6 +86,8 @@ class Gateway:
         self._ids = count(1)
         self._connections: set[ClientConnection] = set()
         self._broken_off: dict[ClientConnection, Relay] = {}
+        self.dispatcher = Dispatcher(config, clock, deadlines, registry, metrics)
+        self._held = self.dispatcher.held
         self.seconds = clock.seconds
         self.remove_csps = config.remove_csps
         #: What went wrong lately, newest first.
@@ -103,6 +97,7 @@ class Gateway:
         """From now on these targets are in force; requests under way are not touched."""
         self._routes = {target.name: route_to(target) for target in targets}
         self._targets = targets
+        self.dispatcher.health.clear()
 
     @property
     def targets(self) -> Targets:
@@ -160,27 +155,15 @@ class Gateway:
         if affinity is None:
             affinity = {}
             connection.affinity = affinity
-        member = self._registry.choose(target.identifiers, affinity)
-        if member is None:
-            busy = self._registry.serves(target.identifiers)
-            refusal = _BUSY if busy else _NO_INNER_LAYER
-            return self._refuse(exchange, refusal, view, request_id, target)
         route = self._routes[target.name]
-        relay = Relay(self, exchange, route, view, member, request_id)
         try:
-            relay.stream = member.tunnel.open(
-                RequestHead(
-                    head.method, request_target, self._request_headers(head.headers, relay)
-                ),
-                route.destination,
-                relay,
-                complete=not exchange.body_expected,
-            )
-        except TunnelFull:
-            return self._refuse(exchange, _BUSY, view, request_id, target)
-        except (LocalError, ValueError):
-            return self._refuse(exchange, _BAD_HEAD, view, request_id, target)
+            headers = self._request_headers(head.headers, target, view, request_id)
+        except ValueError:
+            return self._refuse(exchange, BAD_HEAD, view, request_id, target)
+        head = RequestHead(head.method, request_target, headers)
+        relay = Relay(self, exchange, head, route, view, affinity, request_id)
         self._deadlines.watch(relay)
+        self.dispatcher.dispatch(relay)
         return relay
 
     def refused(
@@ -244,24 +227,30 @@ class Gateway:
         Whether the client left or sent something else than a body follows: ``disconnected`` or
         ``refused``. That makes one entry in the log.
         """
+        self._held.discard(relay)
         self._broken_off[relay.exchange.connection] = relay
 
-    def failed(self, relay: Relay, code: StreamCode, detail: str) -> None:
-        """A relay's stream was reset before the end of its answer; ``finished`` follows."""
-        reason = code.name.lower().replace("_", " ")
+    def failed(self, relay: Relay, reason: str) -> None:
+        """A relay's answer is our own, or broken; ``finished`` follows."""
         self._remember(
             relay.route.target.name,
-            relay.member.identifier,
+            relay.member.identifier if relay.tries else "",
             relay.status,
-            f"{reason}: {detail}" if detail else reason,
+            reason,
             relay.request_id.decode("ascii"),
         )
 
     def finished(self, relay: Relay, outcome: str) -> None:
         """A relay is over."""
         self._deadlines.discard(relay)
+        if self._held.relays:
+            # It may have been one of them; else its stream has made room for one.
+            self._held.discard(relay)
+            self._held.wake()
         exchange = relay.exchange
         now = self.seconds()
+        if relay.held_since is not None:
+            relay.waited += now - relay.held_since
         duration = now - exchange.started
         name = relay.route.target.name
         status = relay.status or 499  # nginx's number for a client that left before the answer
@@ -282,21 +271,24 @@ class Gateway:
                 referer=get(head.headers, b"referer") or b"",
                 user_agent=get(head.headers, b"user-agent") or b"",
                 target_name=name,
-                identifier=relay.member.identifier,
+                identifier=relay.member.identifier if relay.tries else "",
                 request_id=relay.request_id,
                 duration=duration,
                 first_byte=None
                 if relay.first_byte is None
                 else relay.first_byte - exchange.started,
+                tries=relay.tries,
+                held=relay.waited,
                 outcome=outcome,
             )
         )
 
     # ------------------------------------------------------------------ inside
 
-    def _request_headers(self, headers: Headers, relay: Relay) -> Headers:
-        trusted = relay.view.trusted
-        target = relay.route.target
+    def _request_headers(
+        self, headers: Headers, target: Target, view: ClientView, request_id: bytes
+    ) -> Headers:
+        trusted = view.trusted
         result = [
             field
             for field in end_to_end(headers, _NOT_PASSED)
@@ -305,10 +297,10 @@ class Gateway:
         if not target.policy.unrestricted:
             # The policy has judged the method of the request line, and no other.
             result = [field for field in result if not names_a_method(lower(field[0]))]
-        if target.preserve_host and relay.view.host:
-            result.append((b"Host", relay.view.host))
-        result += self._forwarding.headers_for(relay.view)
-        result.append((b"X-Request-ID", relay.request_id))
+        if target.preserve_host and view.host:
+            result.append((b"Host", view.host))
+        result += self._forwarding.headers_for(view)
+        result.append((b"X-Request-ID", request_id))
         return result
 
     def _without_target(
@@ -316,8 +308,8 @@ class Gateway:
     ) -> RequestHandler:
         path = exchange.head.target
         if path not in (b"/healthz", b"/readyz"):
-            return self._refuse(exchange, _NO_TARGET, view, request_id, None)
-        status = 200 if path == b"/healthz" or len(self._registry) else 503
+            return self._refuse(exchange, NO_TARGET, view, request_id, None)
+        status = 200 if path == b"/healthz" or self._registry.ready else 503
         if status == 200:
             self._plain(exchange, status, b"OK", b"ok\n")
         else:
@@ -423,6 +415,8 @@ class Gateway:
                 request_id=request_id,
                 duration=duration,
                 first_byte=None,
+                tries=0,
+                held=0.0,
                 outcome=outcome,
             )
         )

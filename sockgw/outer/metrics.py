@@ -62,8 +62,19 @@ class _Target:
         self.bytes_out = 0
 
 
-TunnelCount = tuple[int, int, int]
-"""Of a tunnel: bytes from the inner layer, bytes to it, times that a stream had no credit."""
+TunnelCount = tuple[int, int, int, int]
+"""Of a tunnel: bytes from the inner layer, bytes to it, times that a stream had no credit, bytes
+sent again after a carrier was lost."""
+
+# What happens now and then.
+_EVENTS = {
+    "retries": "Times that another inner layer was asked for a request.",
+    "hold_expired": "Requests that waited for an inner layer in vain.",
+    "ejections": "Times that an inner layer was passed over since it could not reach a target.",
+    "resumes": "Tunnels that went on with a new carrier.",
+    "takeovers": "Of these, tunnels whose former carrier still looked alive.",
+    "tunnels_lost": "Tunnels that were not resumed in time.",
+}
 
 
 def _nothing() -> int:
@@ -79,13 +90,15 @@ class Metrics:
     def __init__(self) -> None:
         self._targets: dict[str, _Target] = {}
         self._handshake_failures = dict.fromkeys(Refused, 0)
-        self._resumes = 0
-        self._takeovers = 0
-        self._ended: TunnelCount = (0, 0, 0)
-        #: Open streams, connections of clients, and tunnels by identifier.
+        self._ended: TunnelCount = (0, 0, 0, 0)
+        self._events = dict.fromkeys(_EVENTS, 0)
+        #: Open streams, connections of clients, requests that wait for an inner layer, and tunnels
+        #: by identifier: those that are connected, and those that wait for a carrier.
         self.gauge_streams: Callable[[], int] = _nothing
         self.gauge_clients: Callable[[], int] = _nothing
+        self.gauge_held: Callable[[], int] = _nothing
         self.gauge_tunnels: Callable[[], Mapping[str, int]] = dict
+        self.gauge_suspended: Callable[[], Mapping[str, int]] = dict
         #: What the tunnels that stand have counted so far.
         self.live_tunnels: Callable[[], Iterable[TunnelCount]] = tuple
         #: The families below, and those of the process, the interpreter and its memory.
@@ -113,14 +126,30 @@ class Metrics:
         counted.bytes_in += bytes_in
         counted.bytes_out += bytes_out
 
-    def tunnel_ended(self, bytes_in: int, bytes_out: int, stalls: int) -> None:
+    def tunnel_ended(self, bytes_in: int, bytes_out: int, stalls: int, resent: int) -> None:
         """Keep the counts of a tunnel that no longer stands."""
-        self._ended = _sum(self._ended, (bytes_in, bytes_out, stalls))
+        self._ended = _sum(self._ended, (bytes_in, bytes_out, stalls, resent))
+
+    def retried(self) -> None:
+        """Count a request for which another inner layer is asked."""
+        self._events["retries"] += 1
+
+    def hold_expired(self) -> None:
+        """Count a request that has waited for an inner layer in vain."""
+        self._events["hold_expired"] += 1
+
+    def ejected(self) -> None:
+        """Count an inner layer that is passed over from now on."""
+        self._events["ejections"] += 1
 
     def resumed(self, taken_over: bool) -> None:
-        """Count a tunnel that goes on with another carrier."""
-        self._resumes += 1
-        self._takeovers += taken_over
+        """Count a tunnel that goes on with another carrier; the former may have looked alive."""
+        self._events["resumes"] += 1
+        self._events["takeovers"] += taken_over
+
+    def tunnel_lost(self) -> None:
+        """Count a tunnel that was not resumed in time."""
+        self._events["tunnels_lost"] += 1
 
     def handshake_failed(self, kind: Refused) -> None:
         """Count an inner layer turned away."""
@@ -158,16 +187,26 @@ class Metrics:
 
         yield GaugeMetricFamily("sockgw_streams", "Open streams.", self.gauge_streams())
         yield GaugeMetricFamily("sockgw_clients", "Connections of clients.", self.gauge_clients())
-        tunnels = GaugeMetricFamily(
-            "sockgw_tunnels", "Tunnels of inner layers.", labels=["identifier"]
+        yield GaugeMetricFamily(
+            "sockgw_held_requests", "Requests that wait for an inner layer.", self.gauge_held()
         )
-        for identifier, number in self.gauge_tunnels().items():
-            tunnels.add_metric([identifier], number)
-        yield tunnels
+        for name, meaning, gauge in (
+            ("sockgw_tunnels", "Tunnels of inner layers.", self.gauge_tunnels),
+            ("sockgw_tunnels_suspended", "Tunnels without a carrier.", self.gauge_suspended),
+        ):
+            tunnels = GaugeMetricFamily(name, meaning, labels=["identifier"])
+            for identifier, number in gauge().items():
+                tunnels.add_metric([identifier], number)
+            yield tunnels
+        for event, meaning in _EVENTS.items():
+            yield CounterMetricFamily(f"sockgw_{event}", meaning, self._events[event])
 
-        bytes_in, bytes_out, stalls = reduce(_sum, self.live_tunnels(), self._ended)
+        bytes_in, bytes_out, stalls, resent = reduce(_sum, self.live_tunnels(), self._ended)
         yield CounterMetricFamily(
             "sockgw_credit_stalls", "Times that a stream had data and no credit.", stalls
+        )
+        yield CounterMetricFamily(
+            "sockgw_resent_bytes", "Bytes sent again after a carrier was lost.", resent
         )
         carried = CounterMetricFamily(
             "sockgw_tunnel_bytes",
@@ -187,7 +226,7 @@ class Metrics:
 
 
 def _sum(one: TunnelCount, other: TunnelCount) -> TunnelCount:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -12,7 +12,16 @@ from sockgw.http.headers import get
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, ResponseHead
 
-__all__ = ["Refusal", "answer", "for_reset"]
+__all__ = [
+    "BAD_HEAD",
+    "BUSY",
+    "NO_INNER_LAYER",
+    "NO_TARGET",
+    "TOO_MANY_HELD",
+    "Refusal",
+    "answer",
+    "for_reset",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,16 @@ class Refusal:
     error: str  #: the error type of RFC 9209, section 2.3
     retry_after: int | None = None  #: seconds
 
+
+NO_TARGET = Refusal(404, "no target has this host name", "destination_not_found")
+NO_INNER_LAYER = Refusal(
+    502, "no inner layer for this target is connected", "destination_unavailable"
+)
+BUSY = Refusal(503, "the inner layers are at their limits", "connection_limit_reached", 1)
+TOO_MANY_HELD = Refusal(
+    503, "too many requests wait for an inner layer", "connection_limit_reached", 1
+)
+BAD_HEAD = Refusal(400, "the request's head cannot be forwarded", "http_request_error")
 
 _BY_CODE = {
     StreamCode.DNS_ERROR: Refusal(502, "the target's name cannot be resolved", "dns_error"),

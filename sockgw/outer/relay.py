@@ -2,24 +2,33 @@
 
 Bytes go from one to the other as they come, in both directions, and each side is told to pause by
 the other: the client while its upload waits for credit, the inner layer (by credit withheld) while
-the client does not read. Nothing is held here.
+the client does not read.
+
+Until there is an inner layer to ask a relay is *held*, and once one has failed it may go on with
+the stream of another: whom to ask, and whether to, is the dispatcher's to say. The request's body
+is kept for that, within bounds, until the first byte of an answer. Held or not, no more of it is
+read than that and what a stream takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sockgw.http.forwarded import ClientView
 from sockgw.http.headers import end_to_end
 from sockgw.http.rewriting import Rewriter
 from sockgw.http.server import Exchange
+from sockgw.outer.kept import KeptBody
 from sockgw.outer.refusals import Refusal, for_reset
-from sockgw.outer.registry import Member
+from sockgw.outer.registry import Affinity, Member
 from sockgw.outer.routes import Route
 from sockgw.protocol.errors import StreamCode
-from sockgw.protocol.heads import Headers, ResponseHead
+from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 from sockgw.protocol.streams import Stream
+
+if TYPE_CHECKING:
+    from sockgw.outer.dispatch import Dispatcher
 
 __all__ = ["Owner", "Relay"]
 
@@ -36,6 +45,7 @@ class Owner(Protocol):
 
     remove_csps: bool
     seconds: Callable[[], float]
+    dispatcher: Dispatcher
 
     def response_deadline(self) -> float:
         """Return until when a response head must have come."""
@@ -49,8 +59,8 @@ class Owner(Protocol):
     def answer(self, exchange: Exchange, refusal: Refusal, request_id: bytes) -> None:
         """Answer in the gateway's own name."""
 
-    def failed(self, relay: Relay, code: StreamCode, detail: str) -> None:
-        """The stream was reset before the end of its answer; ``finished`` follows."""
+    def failed(self, relay: Relay, reason: str) -> None:
+        """The answer is the gateway's own, or broken; ``finished`` follows."""
 
     def finished(self, relay: Relay, outcome: str) -> None:
         """The relay is over; called once. ``outcome`` is empty if all went well."""
@@ -60,54 +70,152 @@ class Owner(Protocol):
 
 
 class Relay:
-    """Handles a client's request and the stream that carries it."""
+    """Handles a client's request and the streams that carry it, one after the other.
+
+    ``member`` and ``stream`` are there once an inner layer was asked, so when ``tries`` is not 0.
+    """
 
     __slots__ = (
         "_gateway",
         "_informed",
+        "_kept",
         "_over",
         "_request_ended",
+        "_time_left",
         "_unconsumed",
+        "affinity",
         "deadline",
         "exchange",
+        "failure",
         "first_byte",
+        "head",
+        "held_since",
         "member",
+        "repeatable",
         "request_id",
         "route",
         "status",
         "stream",
+        "tried",
+        "tries",
         "view",
+        "waited",
     )
 
+    member: Member
     stream: Stream
 
     def __init__(
         self,
         gateway: Owner,
         exchange: Exchange,
+        head: RequestHead,
         route: Route,
         view: ClientView,
-        member: Member,
+        affinity: Affinity,
         request_id: bytes,
     ) -> None:
+        """``head`` is the request's as an inner layer gets it."""
         self._gateway = gateway
         self._unconsumed = 0
         self._informed = 0
         self._over = False
         self._request_ended = not exchange.body_expected
+        self._kept: KeptBody | None = None
+        self._time_left = 0.0  # of the response deadline, while it is held
         self.exchange = exchange
+        self.head = head
         self.route = route
         self.view = view
-        self.member = member
+        self.affinity = affinity
         self.request_id = request_id
         self.status = 0
         #: Seconds of the clock at which the response head came.
         self.first_byte: float | None = None
         self.deadline: float | None = gateway.response_deadline()
+        #: Whether all of the request is still here, and nothing of an answer has come.
+        self.repeatable = True
+        #: How many inner layers were asked; those of them that failed; and how the last one did.
+        self.tries = 0
+        self.tried: tuple[Member, ...] = ()
+        self.failure: tuple[StreamCode, str] | None = None
+        #: Since when it waits for an inner layer, in seconds of the clock; None: one is asked.
+        self.held_since: float | None = None
+        #: Seconds for which it has waited before that.
+        self.waited = 0.0
+
+    # ------------------------------------------------------------------ from the dispatcher
+
+    def hold(self, deadline: float) -> None:
+        """Wait for an inner layer until the deadline at most."""
+        now = self._gateway.seconds()
+        self.held_since = now
+        if self.deadline is not None:
+            self._time_left = self.deadline - now
+        self.deadline = deadline
+
+    def carry(self, member: Member, stream: Stream) -> None:
+        """This stream carries the request from now on."""
+        self.member = member
+        self.stream = stream
+        self.tries += 1
+        held_since = self.held_since
+        if held_since is not None:
+            now = self._gateway.seconds()
+            self.waited += now - held_since
+            self.held_since = None
+            self.deadline = now + self._time_left
+        elif self.tries == 1:
+            return
+        kept = self._kept
+        if kept is not None:
+            for data in kept.chunks:
+                stream.write(data)
+            if not kept.within:
+                self._let_go()
+        if self._request_ended and self.exchange.body_expected:
+            stream.end()
+        # The stream before this one, or the wait, may have paused it. Last: more of the body may
+        # come from within.
+        if stream.congested:
+            self.exchange.pause_request()
+        else:
+            self.exchange.resume_request()
+
+    def postpone(self, seconds: float) -> None:
+        """For so long nothing could come."""
+        if self.deadline is not None:
+            self.deadline += seconds
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer in the gateway's own name."""
+        self.status = refusal.status
+        self._gateway.answer(self.exchange, refusal, self.request_id)
+        if refusal.status >= 500:
+            self._gateway.failed(self, refusal.reason)
+        self._finish(refusal.reason)
+
+    def give_up(self, code: StreamCode, detail: str) -> None:
+        """No inner layer will answer, or not to the end."""
+        if self.status:
+            self.exchange.abort()
+        else:
+            refusal = for_reset(code)
+            self.status = refusal.status
+            self._gateway.answer(self.exchange, refusal, self.request_id)
+        reason = code.name.lower().replace("_", " ")
+        self._gateway.failed(self, f"{reason}: {detail}" if detail else reason)
+        self._finish(reason)
 
     # ------------------------------------------------------------------ from the client
 
     def body_received(self, data: bytes) -> None:
+        if self.held_since is not None:
+            if not self._keep(data):
+                self.exchange.pause_request()
+            return
+        if self.repeatable and not self._keep(data):
+            self._let_go()
         stream = self.stream
         stream.write(data)
         if stream.congested:
@@ -115,14 +223,17 @@ class Relay:
         self._progress()
 
     def body_ended(self, trailers: Headers) -> None:
-        if not self._request_ended:
-            self._request_ended = True
-            self.stream.end()
-        self.member.tunnel.hurry()
+        ended, self._request_ended = self._request_ended, True
+        if self.held_since is None:
+            if not ended:
+                self.stream.end()
+            self.member.tunnel.hurry()
 
     def client_lost(self) -> None:
-        self.stream.reset(StreamCode.CANCELLED)
-        self.member.tunnel.hurry()
+        if self.held_since is None:
+            self.stream.reset(StreamCode.CANCELLED)
+            self.member.tunnel.hurry()
+        self._let_go()
         if self.status or self.exchange.complete:
             self._finish("client left")
         elif not self._over:
@@ -139,10 +250,16 @@ class Relay:
     # ------------------------------------------------------------------ from the tunnel
 
     def head_received(self, head: ResponseHead) -> None:
+        self.repeatable = False
+        if self._kept is not None:
+            self._let_go()
         exchange = self.exchange
         if head.status < 200:
             self._inform(head)
             return
+        health = self._gateway.dispatcher.health
+        if health.failing:
+            health.reached(self.route.target.name, self.member)
         try:
             headers = end_to_end(head.headers, _OWN)
             rewriter = self._gateway.rewriter(self.route, head.origin)
@@ -179,14 +296,13 @@ class Relay:
     def reset(self, code: StreamCode, detail: str) -> None:
         if self._over:
             return
-        if self.status:
-            self.exchange.abort()
-        else:
-            refusal = for_reset(code)
-            self.status = refusal.status
-            self._gateway.answer(self.exchange, refusal, self.request_id)
-        self._gateway.failed(self, code, detail)
-        self._finish(code.name.lower().replace("_", " "))
+        # Of a handler that failed in between it could be the stream before.
+        self.stream.reset(code)
+        if not self.status:
+            self.failure = code, detail
+            if self._gateway.dispatcher.again(self, code):
+                return
+        self.give_up(code, detail)
 
     def drained(self) -> None:
         self._progress()
@@ -195,7 +311,13 @@ class Relay:
     # ------------------------------------------------------------------ from the clock
 
     def expired(self) -> None:
-        if self.status:
+        if self._over:
+            return
+        if self.held_since is not None:
+            self._gateway.dispatcher.expired(self)
+        elif self.member.tunnel.suspended:
+            return  # its clock stands still: see postpone
+        elif self.status:
             self._fail(StreamCode.IDLE_TIMEOUT, "no byte either way in time")
         else:
             self._fail(StreamCode.RESPONSE_TIMEOUT, "no answer in time")
@@ -212,7 +334,23 @@ class Relay:
     def _finish(self, outcome: str) -> None:
         if not self._over:
             self._over = True
+            if self._kept is not None:
+                self._let_go()
             self._gateway.finished(self, outcome)
+
+    def _keep(self, data: bytes) -> bool:
+        """Keep a piece of the body; return whether it may be kept on."""
+        kept = self._kept
+        if kept is None:
+            self._kept = kept = KeptBody(self._gateway.dispatcher.bodies)
+        return kept.add(data)
+
+    def _let_go(self) -> None:
+        """No other inner layer will be asked."""
+        self.repeatable = False
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.release()
 
     def _inform(self, head: ResponseHead) -> None:
         self._informed += 1

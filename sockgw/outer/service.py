@@ -60,7 +60,7 @@ class OuterService(Daemon):
         super().__init__("sockgw-outer", reactor, twistd, config.log_format)
         self._config = config
         self._deadlines = Deadlines(reactor, _tick(config))
-        self._registry = Registry(config.max_tunnels, config.max_tunnels_per_key)
+        self._registry = Registry(config.max_tunnels, config.max_tunnels_per_key, reactor.seconds)
         self._metrics = Metrics()
         self._access_log = AccessLog(config.access_log, config.log_format, reactor)
         self._gateway = Gateway(
@@ -85,10 +85,17 @@ class OuterService(Daemon):
         )
         self._keyring.on_change = self._admission.revoke
         self._metrics.gauge_tunnels = self._registry.identifiers
+        self._metrics.gauge_suspended = self._registry.suspended_identifiers
+        self._metrics.gauge_held = lambda: len(self._gateway.dispatcher.held.relays)
         self._metrics.gauge_streams = self._registry.streams
         self._metrics.gauge_clients = lambda: self._gateway.connections
         self._metrics.live_tunnels = lambda: [
-            (member.tunnel.bytes_in, member.tunnel.bytes_out, member.tunnel.session.stalls)
+            (
+                member.tunnel.bytes_in,
+                member.tunnel.bytes_out,
+                member.tunnel.session.stalls,
+                member.tunnel.session.resent,
+            )
             for member in self._registry
         ]
         self._ports: list[IListeningPort] = []
@@ -104,7 +111,7 @@ class OuterService(Daemon):
         )
         root = socket_root(
             carriers,
-            lambda: len(self._registry) > 0,
+            lambda: self._registry.ready,
             None if config.admin_port else self._metrics,
             config.admin_password,
             self,
@@ -145,6 +152,7 @@ class OuterService(Daemon):
     def stopService(self) -> Deferred[None]:
         closing = [maybeDeferred(port.stopListening) for port in self._ports]
         self._ports.clear()
+        self._gateway.dispatcher.stop()
         self._admission.stop()
         self._targets.stop()
         self._keyring.stop()
@@ -181,6 +189,8 @@ class OuterService(Daemon):
                 bytes_in=member.tunnel.bytes_in,
                 bytes_out=member.tunnel.bytes_out,
                 round_trip=member.tunnel.round_trip,
+                suspended=member.tunnel.suspended,
+                passed_over=self._gateway.dispatcher.health.targets_without(member),
             )
             for member in self._registry
         ]
@@ -224,6 +234,7 @@ def _tick(config: OuterConfig) -> float:
         config.head_timeout,
         config.keep_alive_timeout,
         config.half_close_timeout,
+        config.hold or config.timeout,
     )
     return min(max(shortest / 8, 0.02), 0.25)
 

@@ -26,6 +26,7 @@ _KEYS = (
     "policy",
     "identifier",
     "preserve-host",
+    "hold",
 )
 
 # RFC 9110, section 4.2.3: host, optional dot of the root, optional port. 255 is DNS's own bound
@@ -33,6 +34,8 @@ _KEYS = (
 _HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{0,255}?)\.?(?::[0-9]*)?")
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _TEXT = re.compile(r"[!-~]{1,255}")
+
+_MAX_HOLD = 2_147_483_647  # milliseconds, as for every setting
 
 _MAX_LOGGED = 10  # names in one log line
 
@@ -56,6 +59,8 @@ class Target:
     """The inner layers that may serve it; None for any."""
     preserve_host: bool
     """Whether the origin is to see the public host name in ``Host``."""
+    hold: float | None
+    """Seconds for which a request waits for an inner layer; None for what holds for all targets."""
 
 
 class Targets:
@@ -234,6 +239,7 @@ def _target(name: str, node: YamlNode) -> Target:
         policy=parse_policy(settings.get("policy")),
         identifiers=_identifiers(settings.get("identifier")),
         preserve_host=_flag(settings.get("preserve-host")),
+        hold=_hold(settings.get("hold")),
     )
 
 
@@ -318,3 +324,15 @@ def _flag(node: YamlNode | None) -> bool:
     if not isinstance(node.value, bool):
         raise node.error(f"{shown(node)} is neither true nor false")
     return node.value
+
+
+def _hold(node: YamlNode | None) -> float | None:
+    if node is None:
+        return None
+    value = node.value
+    if type(value) is not int or not 0 <= value <= _MAX_HOLD:
+        raise node.error(
+            f"{shown(node)} is not a whole number of milliseconds",
+            f"a number from 0 to {_MAX_HOLD}",
+        )
+    return value / 1000

@@ -32,7 +32,8 @@ def test_access_log(gateway: Gateway, nginx_host: str) -> None:
     found = re.fullmatch(
         r'127\.0\.0\.1 - - \[(?P<time>[^]]+)\] "GET /hello\?a=\\"b HTTP/1\.1" 200 6'
         r' "http://a/" "t\\"\\xc3\\xa9" target=nginx\.test identifier=innerLayer id=(?P<id>\w+)'
-        r" duration=(?P<duration>[\d.]+) first_byte=(?P<first>[\d.]+) bytes_in=0 outcome=-",
+        r" duration=(?P<duration>[\d.]+) first_byte=(?P<first>[\d.]+) bytes_in=0 tries=1 held=0"
+        r" outcome=-",
         line,
     )
     assert found, line
