@@ -96,7 +96,8 @@ def test_text_line_with_much_to_escape(path: Path) -> None:
     assert written(path, "text", entry) == (
         '"fe80::1%eth0" - - [22/Nov/2026:19:07:09 +0000] "GET /\\x0d\\x0a\\x1b[2J\\xff HTTP/1.1"'
         ' 200 12 "\\"\\\\" "x\\" 200 \\"" target=- identifier="b\\xc3\\xbcro 2"'
-        ' id="a\\" outcome=-" duration=0.123 first_byte=- bytes_in=3 tries=2 held=1.250 outcome="client left"\n'
+        ' id="a\\" outcome=-" duration=0.123 first_byte=- bytes_in=3 tries=2 held=1.250'
+        ' outcome="client left"\n'
     )
 
 
