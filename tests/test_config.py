@@ -219,6 +219,8 @@ def test_numbers():
     assert values.count("2147483647") == 2147483647
     assert values.count_or_zero("0") == 0
     assert values.milliseconds("1") == 0.001
+    assert values.milliseconds_or_zero("0") == 0
+    assert values.milliseconds_or_zero("1500") == 1.5
 
 
 @pytest.mark.parametrize("text", ["yes", "True", "ON", "1"])

@@ -83,6 +83,7 @@ def test_defaults() -> None:
     assert target.identifiers is None
     assert target.service is None
     assert target.preserve_host is False
+    assert target.hold is None
     assert one("{hostname: h, protocol: http}").port == 80
 
 
@@ -96,6 +97,8 @@ def test_everything_else() -> None:
     assert (target.hostname, target.port) == ("10.0.0.1", 8443)
     assert target.identifiers == {"x", "y"}
     assert target.preserve_host is True
+    assert one("{hostname: x, hold: 1500}").hold == 1.5
+    assert one("{hostname: x, hold: 0}").hold == 0
 
 
 def test_service() -> None:
@@ -156,6 +159,11 @@ def test_targets_are_values() -> None:
         ("targets:\n  a: {hostname: h, identifier: 5}", 2, 32, "5 is no name"),
         ("targets:\n  a: {hostname: h, identifier: [x, 'y z']}", 2, 36, "'y z' is no name"),
         ("targets:\n  a: {hostname: h, identifier: null}", 2, 32, "None is no name"),
+        ("targets:\n  a: {hostname: h, hold: -1}", 2, 26, "-1 is not a whole number of milli"),
+        ("targets:\n  a: {hostname: h, hold: 1.5}", 2, 26, "1.5 is not a whole number of"),
+        ("targets:\n  a: {hostname: h, hold: '5'}", 2, 26, "'5' is not a whole number of"),
+        ("targets:\n  a: {hostname: h, hold: true}", 2, 26, "True is not a whole number of"),
+        ("targets:\n  a: {hostname: h, hold: 2147483648}", 2, 26, "a number from 0 to 21474836"),
         ("targets:\n  a: {hostname: h, preserve-host: 1}", 2, 35, "1 is neither true nor false"),
         ("targets:\n  a: {hostname: h, preserve-host: 'true'}", 2, 35, "'true' is neither"),
         ("targets:\n  a: {hostname: h, policy: null}", 2, 28, "targets.a.policy: this is no pol"),
