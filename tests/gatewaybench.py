@@ -150,7 +150,7 @@ class Inner:
 
     def lose(self):
         """The carrier breaks."""
-        self.carrier.abort()
+        self.tunnel.detach()
         self.outer.closed("broken", False)
         self.bench.run()
 

@@ -66,7 +66,7 @@ def gone(bench, *names):
 
 def suspend(bench, inner):
     inner.outer.suspended = True
-    bench.registry.suspended(inner.member)
+    bench.registry.suspended(inner.outer)
 
 
 def resume(bench, inner):
