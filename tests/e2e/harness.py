@@ -26,6 +26,7 @@ import pytest
 
 __all__ = [
     "LOOPBACK",
+    "RESUME_SOON",
     "Gateway",
     "Inner",
     "Keys",
@@ -45,6 +46,9 @@ PATIENCE = 10.0
 
 LOOPBACK = "tcp:0:interface=127.0.0.1:backlog=1024"
 """The endpoint of a port that is certainly free."""
+
+RESUME_SOON = ("--resume-window", "500")
+"""Options of an outer layer that soon gives up a tunnel whose inner layer was killed."""
 
 _POLL = 0.005  # seconds
 _BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
