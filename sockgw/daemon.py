@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from sockgw.clock import make_monotonic
 from sockgw.endpoints import listen_error, server_endpoint
 from sockgw.logs import install
 from sockgw.notify import Notifier
@@ -35,6 +36,7 @@ class Daemon(MultiService):
         self, name: str, reactor: Any, twistd: Mapping[str, Any] | None, log_format: str
     ) -> None:
         super().__init__()
+        make_monotonic(reactor)  # before anything is scheduled
         self.command = name
         self.reactor = reactor
         self._twistd = twistd

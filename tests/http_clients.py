@@ -250,6 +250,7 @@ class Server:
 
     def __init__(self, flushing=True, **limits):
         self.clock = Clock()
+        self.wall_clock = 0.0
         self.application = Application()
         self.deadlines = Deadlines(self.clock)
         factory = ClientFactory(
@@ -257,6 +258,7 @@ class Server:
             self.deadlines,
             ServerLimits(**{**LIMITS, **limits}),
             self.clock.seconds,
+            lambda: self.wall_clock,
         )
         self.connection = factory.buildProtocol(None)
         self.transport = Transport(self.clock, flushing)

@@ -883,7 +883,7 @@ def test_date_is_added_where_it_is_missing():
     server = Server()
     server.feed(GET)
     server.advance(0)
-    server.clock.rightNow = 784111777.9
+    server.wall_clock = 784111777.9
     server.exchange.respond(ResponseHead(200, b"OK", []))
     assert b"\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n" in server.written
 

@@ -75,8 +75,8 @@ class Browser:
 
     def __init__(self, password: str | None = "secret", state: State | None = None) -> None:
         self.clock = Clock()
-        self.clock.advance(NOW)
-        self.resource = AdminResource(password, state or State(), self.clock)
+        wall_clock = lambda: NOW + self.clock.seconds()  # noqa: E731
+        self.resource = AdminResource(password, state or State(), self.clock, wall_clock)
         self.headers: dict[bytes, bytes] = {}
 
     def get(

@@ -172,7 +172,7 @@ class Exchange:
         self.expects_continue = expects_continue
         #: False: the request has no body.
         self.body_expected = length != 0
-        #: When the head was complete, in seconds of the clock.
+        #: When the head was complete, by the connection's clock for durations.
         self.started = started
         #: Bytes of the request's body so far.
         self.bytes_received = 0
@@ -283,7 +283,7 @@ class Exchange:
             framing = Framing.CHUNKED
             fields.append((b"Transfer-Encoding", b"chunked"))
         if not dated:
-            fields.append((b"Date", _http_date(int(connection.now()))))
+            fields.append((b"Date", _http_date(int(connection.wall_clock()))))
         if not persistent:
             fields.append((b"Connection", b"close"))
         elif self.http_version == (1, 0):

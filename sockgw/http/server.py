@@ -99,13 +99,16 @@ class ClientConnection(Protocol):
         deadlines: Deadlines,
         limits: ServerLimits,
         seconds: Callable[[], float],
+        wall_clock: Callable[[], float],
     ) -> None:
         #: Free for the application.
         self.affinity: object | None = None
         #: The client's socket is full.
         self.congested = False
-        #: The clock, in seconds.
-        self.now = seconds
+        #: The clock for durations, in seconds.
+        self.seconds = seconds
+        #: The clock for the Date header, in seconds since 1970.
+        self.wall_clock = wall_clock
         self.deadline: float | None = None
         self._application = application
         self._deadlines = deadlines
@@ -333,7 +336,7 @@ class ClientConnection(Protocol):
     ) -> Exchange:
         """The reader has a whole head."""
         exchange = Exchange(
-            self, head, host, http_version, length, expects_continue, keep_alive, self.now()
+            self, head, host, http_version, length, expects_continue, keep_alive, self.seconds()
         )
         self._waiting.append(exchange)
         return exchange
@@ -460,7 +463,14 @@ class ClientConnection(Protocol):
         if head is None:
             head = RequestHead(b"GET", b"/", [])
         self._active = exchange = Exchange(
-            self, head, b"", (1, 1), 0, expects_continue=False, keep_alive=False, started=self.now()
+            self,
+            head,
+            b"",
+            (1, 1),
+            0,
+            expects_continue=False,
+            keep_alive=False,
+            started=self.seconds(),
         )
         exchange.respond(ResponseHead(answer.status, answer.reason, fields))
         exchange.write(body)
@@ -564,17 +574,20 @@ class ClientFactory(Factory):
         application: Application,
         deadlines: Deadlines,
         limits: ServerLimits,
-        seconds: Callable[[], float] = time.time,
+        seconds: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """``seconds`` is the reactor's clock, in seconds since 1970."""
+        """``seconds`` is the application's clock for durations, such as the reactor's;
+        ``wall_clock`` gives the time of the Date header, in seconds since 1970."""
         self._application = application
         self._deadlines = deadlines
         self._limits = limits
         self._seconds = seconds
+        self._wall_clock = wall_clock
 
     def buildProtocol(self, addr: IAddress | None) -> ClientConnection:
         connection = ClientConnection(
-            self._application, self._deadlines, self._limits, self._seconds
+            self._application, self._deadlines, self._limits, self._seconds, self._wall_clock
         )
         connection.factory = self
         return connection

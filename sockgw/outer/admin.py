@@ -10,7 +10,8 @@ import hashlib
 import hmac
 import ipaddress
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -103,11 +104,18 @@ class AdminResource(Resource):
 
     isLeaf = True
 
-    def __init__(self, password: str | None, state: AdminState, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        password: str | None,
+        state: AdminState,
+        clock: IReactorTime,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``wall_clock`` gives the seconds since the epoch."""
         super().__init__()
         self._digest = _digest(password) if password else None
         self._state = state
-        self._clock = clock
+        self._wall_clock = wall_clock
         self._attempts = _Attempts(clock)
 
     def render(self, request: Any) -> bytes:
@@ -129,7 +137,7 @@ class AdminResource(Resource):
             return answer(request, 401, "Unauthorized\n")
         if request.args.get(b"format") == [b"json"]:
             return answer(request, 200, _as_json(self._state), b"application/json")
-        page = _as_html(self._state, self._clock.seconds())
+        page = _as_html(self._state, self._wall_clock())
         return answer(request, 200, page, b"text/html; charset=utf-8")
 
 
