@@ -126,9 +126,7 @@ class OuterService(Daemon):
         self.listen(
             "app-port",
             config.app_port,
-            ClientFactory(
-                self._gateway, self._deadlines, _limits(config), self.reactor.seconds
-            ),
+            ClientFactory(self._gateway, self._deadlines, _limits(config), self.reactor.seconds),
             self._opened,
         )
         super().privilegedStartService()
