@@ -1,4 +1,4 @@
-"""What both services have in common as daemons: the log, listening, SIGHUP, and systemd."""
+"""What both services have in common as daemons: the log, listening, signals, and systemd."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import suppress
 from typing import Any, cast
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,7 +28,11 @@ class Daemon(MultiService):
     """The service that ``makeService`` returns.
 
     ``name`` is the command's; ``twistd`` are twistd's own options, where it started us. Subclasses
-    call :meth:`listen` in ``privilegedStartService``, and override :meth:`reload`.
+    call :meth:`listen` in ``privilegedStartService``, and override :meth:`reload` and
+    :meth:`drain`.
+
+    The first SIGTERM or SIGINT drains the service, after which the process exits with status 0; a
+    second one ends it at once, whatever the reactor is doing, with the status of that signal.
     """
 
     _log = Logger()
@@ -42,7 +47,8 @@ class Daemon(MultiService):
         self._twistd = twistd
         self._log_format = log_format
         self._notifier = Notifier(os.environ, reactor)
-        self._previous_hangup: Any = None
+        self._previous: dict[int, Any] = {}  # handlers of signals
+        self._drained: Deferred[None] | None = None  # since a signal has come
 
     def setServiceParent(self, parent: Any) -> None:
         super().setServiceParent(parent)
@@ -51,16 +57,33 @@ class Daemon(MultiService):
     def startService(self) -> None:
         _raise_descriptor_limit()
         super().startService()
-        self._previous_hangup = signal.signal(signal.SIGHUP, self._hangup)
-        self.reactor.callWhenRunning(self._notifier.ready)
+        self._handle(signal.SIGHUP, self._hangup)
+        self.reactor.callWhenRunning(self._reactor_runs)
 
     def stopService(self) -> Any:
         self._notifier.stopping()
-        signal.signal(signal.SIGHUP, self._previous_hangup or signal.SIG_DFL)
+        if self._drained is not None:
+            self._drained.cancel()
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) != signal.SIG_DFL:  # else the next one ends us at once
+                signal.signal(number, previous or signal.SIG_DFL)
+        self._previous.clear()
         return super().stopService()
 
     def reload(self) -> None:
         """Read again what may have changed (SIGHUP)."""
+
+    def drain(self) -> Deferred[None] | None:
+        """Finish what is under way and take nothing new; then the service is stopped.
+
+        The Deferred is cancelled where the service is stopped before.
+        """
+        return None
+
+    @property
+    def draining(self) -> bool:
+        """Whether a signal has told it to end."""
+        return self._drained is not None
 
     def listen(
         self,
@@ -96,16 +119,54 @@ class Daemon(MultiService):
     def _exit(self, sentence: str) -> SystemExit:
         return SystemExit(f"{self.command}: {sentence}")
 
+    def _reactor_runs(self) -> None:
+        # The reactor has installed its own handlers just before. They would have the process end
+        # by the signal once all is done, as if it had been killed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # A shell's job in the background ignores SIGINT.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handle(number, self._terminate)
+        self._notifier.ready()
+
+    def _handle(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        self._previous[number] = signal.signal(number, handler)
+
+    def _terminate(self, number: int, frame: object) -> None:
+        # Now, and not in the reactor: it may be stuck.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            if each in self._previous:
+                signal.signal(each, signal.SIG_DFL)
+        self.reactor.callFromThread(self._leave, signal.Signals(number).name)
+
+    def _leave(self, name: str) -> None:
+        if self._drained is not None or not self.running:
+            return
+        self._log.info("ending ({signal})", signal=name)
+        self._notifier.stopping()
+        self._drained = maybeDeferred(cast(Callable[[], Deferred[None]], self.drain))
+        self._drained.addErrback(self._not_drained)
+        self._drained.addCallback(self._stop)
+
+    def _not_drained(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is None:
+            self._log.failure("draining failed", failure)
+
+    def _stop(self, _: object) -> None:
+        with suppress(ReactorNotRunning):  # somebody was faster
+            self.reactor.stop()
+
     def _hangup(self, number: int, frame: object) -> None:
         self.reactor.callFromThread(self._reload)
 
     def _reload(self) -> None:
         self._log.info("reloading (SIGHUP)")
-        self._notifier.reloading()
+        if not self.draining:
+            self._notifier.reloading()
         try:
             self.reload()
         finally:
-            self._notifier.ready()
+            if not self.draining:
+                self._notifier.ready()
 
 
 def _sentence(description: str, failure: Failure, option: str) -> str:

@@ -163,9 +163,11 @@ class Slow(Resource):
         return NOT_DONE_YET
 
 
-def root(websocket: IResource | None = None, *, ready: bool = True, password: str = "") -> Resource:
+def root(websocket: IResource | None = None, *, unready: str = "", password: str = "") -> Resource:
     metrics = Metrics()
-    return socket_root(websocket or Upgrade(), lambda: ready, metrics, password, Nobody(), Clock())
+    return socket_root(
+        websocket or Upgrade(), lambda: unready, metrics, password, Nobody(), Clock()
+    )
 
 
 @pytest.fixture
@@ -220,7 +222,8 @@ def test_upgrade_required_says_to_what(port: Port) -> None:
 
 
 def test_not_ready_without_an_inner_layer() -> None:
-    assert ask(Port(root(ready=False)), GET % b"/readyz")[0] == 503
+    status, _, body = ask(Port(root(unready="draining")), GET % b"/readyz")
+    assert (status, body) == (503, b"draining\n")
 
 
 def test_admin_is_there_with_a_password() -> None:
@@ -230,7 +233,7 @@ def test_admin_is_there_with_a_password() -> None:
 
 
 def test_a_listener_of_their_own() -> None:
-    port = Port(socket_root(Upgrade(), lambda: True, None, "secret", Nobody(), Clock()))
+    port = Port(socket_root(Upgrade(), lambda: "", None, "secret", Nobody(), Clock()))
     assert ask(port, GET % b"/admin")[0] == 404
     assert ask(port, GET % b"/metrics")[0] == 404
     port = Port(admin_root(Metrics(), "secret", Nobody(), Clock()))
@@ -546,7 +549,7 @@ class RealSockets(TestCase):
         metrics = Metrics()
         metrics.request_done("a.example", 200, 0.1, 0, 0)
         site: Site = make_site(
-            socket_root(websocket, lambda: True, metrics, "", Nobody(), reactor),  # type: ignore[arg-type]
+            socket_root(websocket, lambda: "", metrics, "", Nobody(), reactor),  # type: ignore[arg-type]
             reactor,  # type: ignore[arg-type]
             head_timeout=HEAD_TIMEOUT,
             max_connections=10,

@@ -277,7 +277,9 @@ class SocketPortTests(TestCase):
         decoy_key = SimpleNamespace(identifiers=(), verify=lambda message, signature: False)
         admission = Admission(config, reactor, keyring, Registry(10), metrics, decoy_key)
         carriers = server_resource(reactor, 5, admission.opened)
-        root = socket_root(carriers, lambda: False, metrics, "", None, reactor)
+        root = socket_root(
+            carriers, lambda: "no inner layer is connected", metrics, "", None, reactor
+        )
         site = make_site(root, reactor, head_timeout=5, max_connections=10)
         port = reactor.listenTCP(0, site, interface="127.0.0.1")
         self.addCleanup(port.stopListening)

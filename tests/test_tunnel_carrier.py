@@ -115,7 +115,7 @@ class Site:
         self.opened = Waiting()
         self.listeners = []
         resource = server_resource(reactor, handshake_timeout, self._opened)
-        root = socket_root(resource, lambda: True, None, "", None, reactor)
+        root = socket_root(resource, lambda: "", None, "", None, reactor)
         self.site = make_site(root, reactor, head_timeout=5.0, max_connections=100)
         self.port = None
         self.number = 0

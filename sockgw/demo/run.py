@@ -130,6 +130,7 @@ class _Demo:
             *_repeated("--app-port", app.endpoints),
             *_repeated("--socket-port", sockets.endpoints),
             *("--admin-password-file", password_file.name),
+            *("--drain-timeout", "1000"),  # Ctrl-C means now
         )
         self._await(Client(origin.number), "/", "the origin does not answer")
         gate = Client(sockets.number)

@@ -129,6 +129,7 @@ class ClientConnection(Protocol):
         self._surplus = False  # something has been
         self._half_closed = False  # the client's FIN has come
         self._farewell: Farewell | None = None  # we are closing
+        self._grace: float | None = None  # seconds for one more request: we are draining
         self._reading = True
         self._pumping = False
         self._unanswered: tuple[Exchange, bool, int] | None = None  # what was out at the FIN
@@ -168,7 +169,10 @@ class ClientConnection(Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)
-        self.deadline = self._deadlines.after(self._limits.head_timeout)
+        patience = self._limits.head_timeout
+        if self._grace is not None:
+            patience = min(patience, self._grace)
+        self.deadline = self._deadlines.after(patience)
         self._deadlines.watch(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -253,6 +257,25 @@ class ClientConnection(Protocol):
     def stopProducing(self) -> None:
         """The transport is dead; ``connectionLost`` says so too."""
 
+    # ------------------------------------------------------------------ draining
+
+    def drain(self, grace: float) -> None:
+        """Close after the requests that have come, and as soon as none is under way.
+
+        The client may have sent a request that we have not seen, on a connection of which it had to
+        believe that it stays open. So where no answer has announced the end, one more request is
+        awaited, for ``grace`` seconds.
+        """
+        self._grace = grace
+        if self._admitted and self._farewell is None and self._awaited is Awaited.REQUEST:
+            patience = self._deadlines.after(grace)
+            self.deadline = patience if self.deadline is None else min(self.deadline, patience)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._active is not None or bool(self._waiting or self._held)
+
     # ------------------------------------------------------------------ the deadline
 
     def settle(self) -> None:
@@ -288,6 +311,8 @@ class ClientConnection(Protocol):
             awaited, patience = Awaited.HEAD, limits.head_timeout
         else:
             awaited, patience = Awaited.REQUEST, limits.keep_alive_timeout
+            if self._grace is not None:
+                patience = min(patience, self._grace)
         if awaited is not self._awaited or awaited is Awaited.BODY:
             self._awaited = awaited
             self.deadline = self._deadlines.after(patience)
@@ -436,7 +461,9 @@ class ClientConnection(Protocol):
     @property
     def leaving(self) -> bool:
         """The connection closes after the present response."""
-        return self._half_closed and not (self._waiting or self._held or self._refusal)
+        return (self._half_closed or self._grace is not None) and not (
+            self._waiting or self._held or self._refusal
+        )
 
     def _refuse(self, error: HttpError) -> None:
         """Take no more requests; answer this one with an error when its turn comes."""

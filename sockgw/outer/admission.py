@@ -74,6 +74,7 @@ class Admission:
         self._memory = config.memory()
         self._hosts = frozenset(host_name(name) for name in config.socket_host)
         self._waiting: set[_Greeting] = set()
+        self._draining = False
 
     def opened(self, carrier: Carrier) -> None:
         """A carrier has opened; let it prove who it is."""
@@ -85,13 +86,27 @@ class Admission:
             decoy=self._decoy,
             secret_of=self._secret_of,
         )
-        self._waiting.add(_Greeting(self, carrier, handshake))
+        greeting = _Greeting(self, carrier, handshake)
+        self._waiting.add(greeting)
+        if self._draining:
+            greeting.turn_away()
 
     def revoke(self) -> None:
         """The keyring has changed: end the tunnels that it no longer permits."""
         for member in self._registry:
             if not self._keyring.permits(member.fingerprint, member.identifier):
                 member.tunnel.close(TunnelCode.REVOKED, "the key is no longer accepted")
+
+    def drain(self) -> None:
+        """Admit nobody any more: whoever is about to have a tunnel is to go elsewhere."""
+        self._draining = True
+        for greeting in list(self._waiting):
+            greeting.turn_away()
+
+    def leave(self) -> None:
+        """Tell all inner layers to go elsewhere; the streams that they have go on."""
+        for member in self._registry:
+            member.tunnel.leave("the outer layer is draining")
 
     def stop(self) -> None:
         """End all tunnels, and whoever is about to have one."""
@@ -333,6 +348,11 @@ class _Greeting:
         """End it by our own wish."""
         self._end()
         self.carrier.abort()
+
+    def turn_away(self) -> None:
+        """End it in good order: the peer is welcome at another time, or elsewhere."""
+        self._end()
+        self.carrier.close()
 
     def _expired(self) -> None:
         self._fail(self._handshake.expire())

@@ -127,6 +127,12 @@ class OuterConfig(TunnelConfig):
         metavar="MS",
         default="10000",
     )
+    drain_timeout: float = setting(
+        "Longest time that requests under way have to finish, once SIGTERM has come.",
+        milliseconds,
+        metavar="MS",
+        default="60000",
+    )
     resume_window: float = setting(
         "How long a tunnel whose connection broke is kept for the inner layer to come back, while "
         "its exchanges pause; 0: not at all.",

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from itertools import count
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from sockgw.deadlines import Deadlines
@@ -23,6 +24,7 @@ from sockgw.http.server import ClientConnection, Exchange, HttpError, RequestHan
 from sockgw.outer.accesslog import AccessLog, Entry
 from sockgw.outer.admin import Failure
 from sockgw.outer.config import OuterConfig
+from sockgw.outer.crowd import Crowd
 from sockgw.outer.dispatch import Dispatcher
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.paths import PathRefused, resolve
@@ -38,6 +40,8 @@ __all__ = ["Gateway"]
 
 _MAX_FAILURES = 100  # lines on the admin page
 _MAX_SERVICE_ORIGINS = 256  # rewriters of origins that inner layers name
+
+_DRAINING = Refusal(503, "this gateway is about to stop", "connection_limit_reached", 1)
 
 # Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
 # (CVE-2016-5385 and its kin).
@@ -84,12 +88,16 @@ class Gateway:
         # Unique in this process and, by its random part, among all others.
         self._id_prefix = os.urandom(6).hex()
         self._ids = count(1)
-        self._connections: set[ClientConnection] = set()
+        self._connections: Crowd[ClientConnection] = Crowd()
+        self._grace = 0.0  # seconds for a connection's last request, while draining
+        self._last_call = 0.0  # when the time for them is over, by the clock
         self._broken_off: dict[ClientConnection, Relay] = {}
         self.dispatcher = Dispatcher(config, clock, deadlines, registry, metrics)
         self._held = self.dispatcher.held
         self.seconds = clock.seconds
         self.remove_csps = config.remove_csps
+        #: It is on its way out: no connection stays, and soon no request is taken.
+        self.draining = False
         #: What went wrong lately, newest first.
         self.failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
 
@@ -109,12 +117,44 @@ class Gateway:
         """How many clients are connected."""
         return len(self._connections)
 
+    @property
+    def unready(self) -> str:
+        """Why no clients should be sent here; "" if they should."""
+        if self.draining:
+            return "draining"
+        return "" if self._registry.ready else "no inner layer is connected"
+
+    @property
+    def busy(self) -> int:
+        """How many clients have a request under way."""
+        return sum(connection.busy for connection in self._connections)
+
+    # ------------------------------------------------------------------ draining
+
+    def drain(self, grace: float) -> None:
+        """Let each connection end with the requests that it has, idle ones after ``grace`` seconds.
+
+        Requests that come later are refused.
+        """
+        self.draining = True
+        self._grace = grace
+        # A connection's own deadline is met late by up to two ticks.
+        self._last_call = self._deadlines.after(2 * grace)
+        for connection in self._connections:
+            connection.drain(grace)
+
+    def emptied(self) -> Deferred[None]:
+        """Return what fires once no client is connected. It may be cancelled."""
+        return self._connections.emptied()
+
     # ------------------------------------------------------------------ the server's application
 
     def connected(self, connection: ClientConnection) -> bool:
         if len(self._connections) >= self._max_connections:
             return False
         self._connections.add(connection)
+        if self.draining:
+            connection.drain(self._grace)
         return True
 
     def disconnected(self, connection: ClientConnection) -> None:
@@ -137,6 +177,8 @@ class Gateway:
         target = self._targets.match(view.host.decode("latin-1"))
         if target is None:
             return self._without_target(exchange, view, request_id)
+        if self.draining and self.seconds() >= self._last_call:
+            return self._refuse(exchange, _DRAINING, view, request_id, target)
         request_target = head.target
         policy = target.policy
         if not policy.unrestricted:
@@ -309,11 +351,12 @@ class Gateway:
         path = exchange.head.target
         if path not in (b"/healthz", b"/readyz"):
             return self._refuse(exchange, NO_TARGET, view, request_id, None)
-        status = 200 if path == b"/healthz" or self._registry.ready else 503
+        problem = "" if path == b"/healthz" else self.unready
+        status = 503 if problem else 200
         if status == 200:
             self._plain(exchange, status, b"OK", b"ok\n")
         else:
-            self._plain(exchange, status, b"Service Unavailable", b"no inner layer is connected\n")
+            self._plain(exchange, status, b"Service Unavailable", problem.encode() + b"\n")
         self._record(
             view.address,
             exchange.head,

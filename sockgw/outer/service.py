@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
@@ -17,11 +19,13 @@ from sockgw.http.forwarded import Forwarding
 from sockgw.http.networks import Networks
 from sockgw.http.server import ClientFactory, ServerLimits
 from sockgw.keys import fingerprint_text
+from sockgw.listeners import close_listener
 from sockgw.options import RoleOptions
 from sockgw.outer.accesslog import AccessLog
 from sockgw.outer.admin import TargetView, TunnelView
 from sockgw.outer.admission import Admission
 from sockgw.outer.config import OuterConfig
+from sockgw.outer.crowd import Crowd
 from sockgw.outer.gateway import Gateway
 from sockgw.outer.keyring import Keyring
 from sockgw.outer.metrics import Metrics
@@ -36,6 +40,14 @@ from sockgw.tunnel.carrier import FAST_MASKING, server_resource
 
 # On the socket port, beside the tunnels: handshakes under way, health checks, the admin page.
 _SPARE_CONNECTIONS = 1_000
+
+# While draining, an idle connection is kept so long for a request that was on its way when we
+# decided to close it: several round trips of any network, and no burden to a restart.
+_GRACE = 1.0  # seconds
+
+# At the very end, for inner layers to answer our close and for clients to take what they were
+# told. More than the second that a carrier gives its peer.
+_PARTING = 1.5  # seconds
 
 __all__ = ["OuterService", "make_service"]
 
@@ -99,6 +111,7 @@ class OuterService(Daemon):
             for member in self._registry
         ]
         self._ports: list[IListeningPort] = []
+        self._carriers: Crowd[Any] = Crowd()
 
     def privilegedStartService(self) -> None:
         config = self._config
@@ -111,13 +124,14 @@ class OuterService(Daemon):
         )
         root = socket_root(
             carriers,
-            lambda: self._registry.ready,
+            lambda: self._gateway.unready,
             None if config.admin_port else self._metrics,
             config.admin_password,
             self,
             self.reactor,
         )
         site = make(root)
+        self._carriers = site.carriers
         self.listen("socket-port", config.socket_port, site, self._opened)
         if config.admin_port:
             site = make(admin_root(self._metrics, config.admin_password, self, self.reactor))
@@ -161,6 +175,41 @@ class OuterService(Daemon):
         stopped.addCallback(lambda _: maybeDeferred(super(OuterService, self).stopService))
         stopped.addBoth(self._close_log)
         return stopped
+
+    def drain(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._drain())
+
+    async def _drain(self) -> None:
+        timeout = self._config.drain_timeout
+        gateway, admission = self._gateway, self._admission
+        self._log.info(
+            "draining: {count} requests under way, at most {timeout:g} s",
+            count=gateway.busy,
+            timeout=timeout,
+        )
+        gateway.drain(min(timeout, _GRACE))
+        admission.drain()
+        ports, self._ports = self._ports, []
+        over = self.reactor.seconds() + timeout
+        for port in ports:
+            await close_listener(self.reactor, port)
+        # Only now: whoever dials again must not find this one's listener once more.
+        admission.leave()
+        if await self._within(max(over - self.reactor.seconds(), 0), gateway.emptied):
+            self._log.info("drained")
+        else:
+            self._log.warn("drain-timeout is over: {count} requests cut off", count=gateway.busy)
+        admission.stop()
+        await self._within(_PARTING, self._carriers.emptied)
+        await self._within(_PARTING, gateway.emptied)
+
+    async def _within(self, seconds: float, event: Callable[[], Deferred[None]]) -> bool:
+        """Wait for the event; return whether it came within so many seconds."""
+        try:
+            await event().addTimeout(seconds, self.reactor)
+        except TimedOut:
+            return False
+        return True
 
     def reload(self) -> None:
         self._targets.check()

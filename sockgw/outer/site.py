@@ -30,6 +30,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request, Site
 
 from sockgw.outer.admin import AdminResource, AdminState, answer
+from sockgw.outer.crowd import Crowd
 from sockgw.outer.metrics import Metrics
 
 __all__ = ["admin_root", "judge", "make_site", "socket_root"]
@@ -176,9 +177,11 @@ class _Channel(HTTPChannel):
         owner: Any = wire.protocol
         site = self.site
         connection_lost: Callable[..., None] = owner.connectionLost
+        site.carriers.add(self)
 
         def connectionLost(*reason: Failure) -> None:
             site.connections -= 1
+            site.carriers.discard(self)
             connection_lost(*reason)
 
         owner.connectionLost = connectionLost
@@ -254,6 +257,8 @@ class _Site(Site):
         self.head_timeout = head_timeout
         self.max_connections = max_connections
         self.connections = 0
+        #: Those of the connections that have become WebSockets.
+        self.carriers: Crowd[_Channel] = Crowd()
         self._reported = float("-inf")
 
     def admit(self) -> bool:
@@ -285,19 +290,19 @@ class _Site(Site):
 
 def make_site(
     resource: IResource, clock: IReactorTime, *, head_timeout: float, max_connections: int
-) -> Site:
+) -> _Site:
     """Return the factory for a port.
 
     ``head_timeout`` (seconds) is for a whole head, from the connection or the last answer on, and
     for a client to take the last answer; ``max_connections`` includes those that have become
-    WebSockets.
+    WebSockets. ``carriers`` of the site are those.
     """
     return _Site(resource, clock, head_timeout, max_connections)
 
 
 def socket_root(
     websocket: IResource,
-    ready: Callable[[], bool],
+    unready: Callable[[], str],
     metrics: Metrics | None,
     admin_password: str,
     state: AdminState,
@@ -305,13 +310,13 @@ def socket_root(
 ) -> Resource:
     """Return the root of the socket port.
 
-    ``websocket`` takes upgrades on ``/``; ``ready()`` decides about ``/readyz``. ``/metrics`` and
-    ``/admin`` are there unless ``metrics`` is None, because they have a listener of their own;
-    ``/admin`` needs a password, too.
+    ``websocket`` takes upgrades on ``/``; ``unready()`` says why ``/readyz`` is not, "" if it is.
+    ``/metrics`` and ``/admin`` are there unless ``metrics`` is None, because they have a listener
+    of their own; ``/admin`` needs a password, too.
     """
     paths: dict[bytes, Resource] = {
-        b"/healthz": _Health(lambda: True),
-        b"/readyz": _Health(ready),
+        b"/healthz": _Health(lambda: ""),
+        b"/readyz": _Health(unready),
     }
     if metrics is not None:
         paths.update(_inspection(metrics, admin_password, state, clock))
@@ -369,14 +374,14 @@ def _asks_for_websocket(request: Request) -> bool:
 class _Health(Resource):
     isLeaf = True
 
-    def __init__(self, good: Callable[[], bool]) -> None:
+    def __init__(self, problem: Callable[[], str]) -> None:
         super().__init__()
-        self._good = good
+        self._problem = problem
 
     def render(self, request: Any) -> bytes:
-        if self._good():
-            return answer(request, 200, "ok\n")
-        return answer(request, 503, "no inner layer is connected\n")
+        if problem := self._problem():
+            return answer(request, 503, problem + "\n")
+        return answer(request, 200, "ok\n")
 
 
 class _Snapshot:

@@ -270,13 +270,7 @@ class Keys:
 
 
 class Layer(Process):
-    """An outer or inner layer under twistd.
-
-    That stops the reactor at a signal, and once all is done sends it to itself again: so whoever
-    waits sees that it was ended, and not that it had nothing more to do.
-    """
-
-    end = -signal.SIGTERM
+    """An outer or inner layer under twistd."""
 
     def __init__(
         self,

@@ -124,7 +124,6 @@ def test_all_from_files(project: Path) -> None:
         "app-port: tcp:0:interface=127.0.0.1\nsocket-port: tcp:0:interface=127.0.0.1\n"
     )
     with Process("outer", [*TWISTD, "sockgw-outer", "--config", "outer.yaml"], project) as outer:
-        outer.end = -signal.SIGTERM
         line = outer.log.wait("listening on")
         port = re.search(r":(\d+)$", line)
         assert port
@@ -132,8 +131,7 @@ def test_all_from_files(project: Path) -> None:
             f"private-key: innerLayer.key\nouter-layer: ws://127.0.0.1:{port[1]}\n"
         )
         config = {"SOCKGW_CONFIG": "inner.yaml"}
-        with Process("inner", [*TWISTD, "sockgw-inner"], project, config) as inner:
-            inner.end = -signal.SIGTERM
+        with Process("inner", [*TWISTD, "sockgw-inner"], project, config):
             outer.log.wait("inner layer innerLayer connected")
 
 
@@ -160,7 +158,6 @@ def test_foreground_commands(project: Path, nginx_port: int) -> None:
             assert got.stdout == b"hello\n"
             # Without --access-log the lines are among the events, on standard output.
             outer.log.wait('"GET /hello HTTP/1.1" 200 6 ')
-            inner.end = outer.end = -signal.SIGTERM
 
 
 @pytest.mark.parametrize("name", ["outer", "inner"])
@@ -296,7 +293,6 @@ def test_socket_activation(tmp_path: Path, keys: Keys, nginx_port: int) -> None:
         ]
         env = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "app"}
         with Process("outer", arguments, tmp_path, env, pass_fds=(number,)) as outer:
-            outer.end = -signal.SIGTERM
             outer.log.wait("outer layer started")
             socket_port = int(outer.log.matching("listening on")[0].rpartition(":")[2])
             with Inner(tmp_path, keys.private, socket_port) as inner:

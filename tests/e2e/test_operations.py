@@ -304,8 +304,7 @@ def test_end_with_requests_under_way(
     def never(connection: Connection, request: Request) -> None:
         connection.wait_gone()
 
-    gateway = Gateway(tmp_path, keys)
-    gateway.inner.end = gateway.outer.end = -number
+    gateway = Gateway(tmp_path, keys, ("--drain-timeout", "200"))
     with Origin(answering(never)) as origin, gateway.outer as outer, gateway.inner as inner:
         outer.wait_for_tunnels(1)
         hosts = outer.route(origin), outer.route(nginx_port)
