@@ -16,9 +16,9 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from sockgw.clock import make_monotonic
 from sockgw.endpoints import listen_error, server_endpoint
 from sockgw.logs import install
+from sockgw.monotonic import make_monotonic
 from sockgw.notify import Notifier
 
 __all__ = ["Daemon"]

@@ -5,7 +5,7 @@ import time
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.task import Clock, LoopingCall
 
-from sockgw.clock import make_monotonic
+from sockgw.monotonic import make_monotonic
 
 
 def reactor():
