@@ -61,8 +61,9 @@ class Daemon(MultiService):
         self.reactor.callWhenRunning(self._reactor_runs)
 
     def stopService(self) -> Any:
-        self._notifier.stopping()
-        if self._drained is not None:
+        if self._drained is None:
+            self._notifier.stopping()
+        else:
             self._drained.cancel()
         for number, previous in self._previous.items():
             if signal.getsignal(number) != signal.SIG_DFL:  # else the next one ends us at once
@@ -91,15 +92,18 @@ class Daemon(MultiService):
         descriptions: tuple[str, ...],
         factory: IProtocolFactory,
         opened: Callable[[IListeningPort], None],
+        *,
+        reuse_port: bool = False,
     ) -> None:
         """Listen on each endpoint now, or end the process with one sentence.
 
-        ``opened`` is called with each port that listens.
+        ``opened`` is called with each port that listens; ``reuse_port`` as for
+        :func:`sockgw.endpoints.server_endpoint`.
         """
         for description in descriptions:
             try:
                 listening: Deferred[IListeningPort] = server_endpoint(
-                    self.reactor, description
+                    self.reactor, description, reuse_port=reuse_port
                 ).listen(factory)
             except (ValueError, OSError) as error:
                 raise self._exit(listen_error(description, error, option)) from None

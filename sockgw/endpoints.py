@@ -4,7 +4,8 @@ A bare number listens on all addresses, IPv6 and IPv4. ``tls:`` and ``ssl:`` are
 stand in for Twisted's: TLS 1.2 or newer with AEAD suites only, and ``clientCA=FILE`` to ask for
 client certificates. ``haproxy:`` may stand before a number, ``tcp:`` or ``tls:``; the PROXY header
 then comes before the TLS handshake, as HAProxy's ``send-proxy`` sends it. Whatever else there is
-(``tcp6:``, ``unix:``, ``systemd:``, plugins) is Twisted's own.
+(``tcp6:``, ``unix:``, ``systemd:``, plugins) is Twisted's own, and so is ``tcp:`` unless its port
+is to be shared with a successor.
 
 ::
 
@@ -59,20 +60,27 @@ _TLS_KEYS = frozenset(
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
-def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+def server_endpoint(
+    reactor: Any, description: str, *, reuse_port: bool = False
+) -> IStreamServerEndpoint:
     """Return the endpoint that ``description`` names; nothing listens yet.
 
-    Reads the files that a TLS endpoint names. Raises ValueError with a sentence for an operator.
+    With ``reuse_port`` numbers, ``tcp:`` and ``tls:``, also behind ``haproxy:``, can be listened on
+    by several processes of one user at a time (SO_REUSEPORT); the others are as without. Reads the
+    files that a TLS endpoint names. Raises ValueError with a sentence for an operator.
     """
     if description.isdecimal():
-        return _TCP(reactor, _port(description))
+        return _TCP(reactor, _port(description), reuse_port=reuse_port)
     kind, _, rest = description.partition(":")
     if kind == "haproxy":
-        return _behind_proxy(reactor, rest)
+        return _behind_proxy(reactor, rest, reuse_port)
     if kind in ("tls", "ssl"):
-        endpoint, context = _tls_parts(reactor, description)
+        endpoint, context = _tls_parts(reactor, description, reuse_port)
         return _TLSEndpoint(reactor, endpoint, context)
     _check(description)
+    if kind == "tcp" and reuse_port:
+        _from_twisted(reactor, description)  # for its errors
+        return _shared_tcp(reactor, description)
     return _from_twisted(reactor, description)
 
 
@@ -144,34 +152,52 @@ class _TCP:
     """
 
     def __init__(
-        self, reactor: Any, port: int, interface: str = "", backlog: int = _BACKLOG
+        self,
+        reactor: Any,
+        port: int,
+        interface: str = "",
+        backlog: int = _BACKLOG,
+        *,
+        reuse_port: bool = False,
     ) -> None:
         self._reactor = reactor
         self._port = port
         self._interface = interface
         self._backlog = backlog
+        self._reuse_port = reuse_port
 
     def listen(self, protocolFactory: IProtocolFactory) -> "Deferred[IListeningPort]":
         return execute(self._listen, protocolFactory)
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
         port: IListeningPort
-        if self._interface or not socket.has_dualstack_ipv6():
+        dual = not self._interface and socket.has_dualstack_ipv6()
+        if not dual and not self._reuse_port:
             port = self._reactor.listenTCP(self._port, factory, self._backlog, self._interface)
             return port
         try:
+            family, address = self._address(dual)
             listening = socket.create_server(
-                ("::", self._port),
-                family=socket.AF_INET6,
+                address,
+                family=family,
                 backlog=self._backlog,
-                dualstack_ipv6=True,
+                reuse_port=self._reuse_port,
+                dualstack_ipv6=dual,
             )
         except OSError as error:
-            raise CannotListenError("", self._port, error) from error
+            raise CannotListenError(self._interface, self._port, error) from error
         with listening:
             listening.setblocking(False)
-            port = self._reactor.adoptStreamPort(listening.fileno(), socket.AF_INET6, factory)
+            port = self._reactor.adoptStreamPort(listening.fileno(), listening.family, factory)
         return port
+
+    def _address(self, dual: bool) -> tuple[socket.AddressFamily, Any]:
+        if dual:
+            return socket.AF_INET6, ("::", self._port)
+        host = self._interface or "0.0.0.0"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        address = socket.getaddrinfo(host, self._port, family, socket.SOCK_STREAM)[0][4]
+        return family, address
 
 
 @implementer(IStreamServerEndpoint, IOpenSSLServerConnectionCreator)
@@ -196,15 +222,31 @@ def _refuse_second_proxy(description: str) -> None:
         raise ValueError("'haproxy:' stands twice")
 
 
-def _behind_proxy(reactor: Any, description: str) -> IStreamServerEndpoint:
+def _behind_proxy(reactor: Any, description: str, reuse_port: bool) -> IStreamServerEndpoint:
     _refuse_second_proxy(description)
     if description.partition(":")[0] in ("tls", "ssl"):
-        endpoint, context = _tls_parts(reactor, description)
+        endpoint, context = _tls_parts(reactor, description, reuse_port)
         return _TLSEndpoint(reactor, proxyEndpoint(endpoint), context)
-    return proxyEndpoint(server_endpoint(reactor, description))
+    return proxyEndpoint(server_endpoint(reactor, description, reuse_port=reuse_port))
 
 
-def _tls_parts(reactor: Any, description: str) -> tuple[IStreamServerEndpoint, SSL.Context]:
+def _shared_tcp(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """Return what Twisted makes of ``tcp:…``, with a port that can be shared."""
+    _, positional, named = _split(description)
+    number, interface, backlog = (*positional, "", "", "")[:3]
+    return _TCP(
+        reactor,
+        _port(number or named["port"]),
+        # Without an interface Twisted listens on IPv4 alone.
+        interface or named.get("interface", "") or "0.0.0.0",
+        int(backlog or named.get("backlog", str(_BACKLOG))),
+        reuse_port=True,
+    )
+
+
+def _tls_parts(
+    reactor: Any, description: str, reuse_port: bool
+) -> tuple[IStreamServerEndpoint, SSL.Context]:
     """Return the TCP endpoint and the TLS settings of ``tls:…``."""
     kind, positional, named = _split(description)
     if len(positional) > 1 or (positional and "port" in named):
@@ -218,7 +260,8 @@ def _tls_parts(reactor: Any, description: str) -> tuple[IStreamServerEndpoint, S
     backlog = named.get("backlog", str(_BACKLOG))
     if not backlog.isdecimal():
         raise ValueError(f"backlog '{backlog}' is not a whole number")
-    endpoint = _TCP(reactor, number, named.get("interface", ""), int(backlog))
+    interface = named.get("interface", "")
+    endpoint = _TCP(reactor, number, interface, int(backlog), reuse_port=reuse_port)
     return endpoint, _tls_context(named)
 
 

@@ -30,6 +30,8 @@ async def close_listener(reactor: Any, port: IListeningPort) -> None:
         return
     with socket.socket(fileno=os.dup(descriptor())) as listening:
         family = listening.family
+        # As for sockets that it was given: a shutdown would reach the queue by any descriptor.
+        port._shouldShutdown = False  # type: ignore[attr-defined]
         await maybeDeferred(port.stopListening)
         accepted = _accept_all(listening)
     for connection in accepted:

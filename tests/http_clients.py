@@ -212,6 +212,7 @@ class Application:
         self.refusals = []
         self.connections = 0
         self.admit = True
+        self.on_connected = None  # called with each connection
         self.on_request = None  # called with each exchange, within request()
         self.on_end = None  # called with each exchange whose request is complete
         self.on_body = None
@@ -219,6 +220,8 @@ class Application:
     def connected(self, connection):
         if self.admit:
             self.connections += 1
+        if self.on_connected:
+            self.on_connected(connection)
         return self.admit
 
     def disconnected(self, connection):
@@ -248,7 +251,7 @@ def answer(exchange, body=b"ok", status=200, reason=b"OK"):
 class Server:
     """A connection over a fake transport, with its application and clock."""
 
-    def __init__(self, flushing=True, **limits):
+    def __init__(self, flushing=True, start=True, **limits):
         self.clock = Clock()
         self.wall_clock = 0.0
         self.application = Application()
@@ -263,6 +266,11 @@ class Server:
         self.connection = factory.buildProtocol(None)
         self.transport = Transport(self.clock, flushing)
         self.transport.protocol = self.connection
+        if start:
+            self.start()
+
+    def start(self):
+        """The client is there."""
         self.connection.makeConnection(self.transport)
 
     def feed(self, data, step=0):

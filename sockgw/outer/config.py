@@ -69,6 +69,13 @@ class OuterConfig(TunnelConfig):
         default=(),
         repeatable=True,
     )
+    reuse_port: bool = setting(
+        "Let another process of the same user listen on the same ports (SO_REUSEPORT), so that a "
+        "successor can start before this one ends.",
+        yes_no,
+        default="no",
+        flag=True,
+    )
     public_key: tuple[str, ...] = setting(
         "The public key or certificate of an inner layer, or a directory of them. Its identifier "
         "is NAME (or several), else the certificate's common name, else the file's stem. Changes "

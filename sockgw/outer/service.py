@@ -132,16 +132,18 @@ class OuterService(Daemon):
         )
         site = make(root)
         self._carriers = site.carriers
-        self.listen("socket-port", config.socket_port, site, self._opened)
+        reuse = config.reuse_port
+        self.listen("socket-port", config.socket_port, site, self._opened, reuse_port=reuse)
         if config.admin_port:
             site = make(admin_root(self._metrics, config.admin_password, self, self.reactor))
-            self.listen("admin-port", config.admin_port, site, self._opened)
+            self.listen("admin-port", config.admin_port, site, self._opened, reuse_port=reuse)
         # Last: no client is let in before there is somebody to ask.
         self.listen(
             "app-port",
             config.app_port,
             ClientFactory(self._gateway, self._deadlines, _limits(config), self.reactor.seconds),
             self._opened,
+            reuse_port=reuse,
         )
         super().privilegedStartService()
 
