@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import socket
+import time
 
 import pytest
 from twisted.application import service
 from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, Logger, LogLevel, globalLogPublisher
@@ -157,6 +159,166 @@ def test_the_watchdog_is_fed_until_the_stop(reactor, manager, monkeypatch):
     assert manager.take() == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
     daemon.stopService()
     assert reactor.getDelayedCalls() == []
+
+
+# ---------------------------------------------------------------------- ending
+
+
+class Stopping(Reactor):
+    """Its end stops the service, as twistd has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.daemon = None
+        self.stops = 0
+
+    def stop(self):
+        self.stops += 1
+        if self.stops > 1:
+            raise ReactorNotRunning
+        self.daemon.stopService()
+
+
+class Leaving(Example):
+    """Drains until it is told to have finished."""
+
+    def __init__(self, reactor):
+        super().__init__(reactor)
+        self.finished = Deferred()
+        self.drains = 0
+
+    def drain(self):
+        self.drains += 1
+        return self.finished
+
+
+@pytest.fixture
+def handlers():
+    """What the reactor has installed, and what must stand again at the end."""
+    received = []
+
+    def handler(number, frame):
+        received.append(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    yield handler
+    for number in numbers:
+        signal.signal(number, previous[number])
+    assert received == []
+
+
+def running(kind, reactor):
+    daemon = reactor.daemon = kind(reactor)
+    daemon.startService()
+    for function, arguments, options in reactor.whenRunningHooks:  # run() would stop it, too
+        function(*arguments, **options)
+    return daemon
+
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+@BOTH
+def test_a_signal_drains_and_then_stops_the_reactor(handlers, manager, number):
+    reactor = Stopping()
+    daemon = running(Leaving, reactor)
+    manager.take()
+    os.kill(os.getpid(), number)
+    assert daemon.drains == 0, "not within the signal's handler"
+    # From here on a second one ends the process, stuck or not.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        assert signal.getsignal(each) == signal.SIG_DFL
+    reactor.turn()
+    assert daemon.drains == 1
+    assert daemon.draining
+    assert manager.take() == ["STOPPING=1"]
+    assert reactor.stops == 0
+    assert daemon.running
+    daemon.finished.callback(None)
+    assert reactor.stops == 1
+    assert not daemon.running
+    assert manager.take() == [], "it has been told"
+    assert signal.getsignal(number) == signal.SIG_DFL, "also while all is being stopped"
+
+
+def test_a_daemon_without_anything_to_drain_stops_at_once(handlers, manager):
+    reactor = Stopping()
+    running(Example, reactor)
+    os.kill(os.getpid(), signal.SIGTERM)
+    reactor.turn()
+    assert reactor.stops == 1
+
+
+def test_draining_that_fails_is_over_as_well(handlers, manager):
+    reactor = Stopping()
+    daemon = running(Leaving, reactor)
+    os.kill(os.getpid(), signal.SIGTERM)
+    reactor.turn()
+    seen = []
+    globalLogPublisher.addObserver(seen.append)
+    daemon.finished.errback(ValueError("a bug"))
+    globalLogPublisher.removeObserver(seen.append)
+    assert reactor.stops == 1
+    assert [event["log_failure"].getErrorMessage() for event in seen if "log_failure" in event] == [
+        "a bug"
+    ]
+
+
+def test_stopped_by_others_it_drains_no_more(handlers, manager):
+    reactor = Stopping()
+    daemon = running(Leaving, reactor)
+    os.kill(os.getpid(), signal.SIGTERM)
+    reactor.turn()
+    reactor.stop()
+    assert daemon.finished.called, "it was cancelled"
+    assert not daemon.running
+    assert reactor.stops == 2, "our own came too late, and that is no error"
+
+
+def test_stopped_without_a_signal_it_leaves_the_handlers_as_they_were(handlers, manager):
+    reactor = Stopping()
+    daemon = running(Example, reactor)
+    assert signal.getsignal(signal.SIGTERM) != handlers
+    daemon.stopService()
+    assert signal.getsignal(signal.SIGTERM) is handlers
+    assert signal.getsignal(signal.SIGINT) is handlers
+
+
+def test_a_signal_that_is_ignored_stays_ignored(handlers, manager):
+    """A shell has its jobs in the background ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reactor = Stopping()
+    daemon = running(Leaving, reactor)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    reactor.turn()
+    daemon.finished.callback(None)
+
+
+def test_hangup_while_draining_does_not_tell_that_all_is_well(handlers, manager):
+    reactor = Stopping()
+    daemon = running(Leaving, reactor)
+    os.kill(os.getpid(), signal.SIGTERM)
+    reactor.turn()
+    manager.take()
+    os.kill(os.getpid(), signal.SIGHUP)
+    reactor.turn()
+    assert daemon.reloads == 1, "logs may be rotated meanwhile"
+    assert manager.take() == []
+    daemon.finished.callback(None)
+
+
+def test_the_clock_is_the_one_that_nobody_sets(reactor):
+    from twisted.internet.epollreactor import EPollReactor
+
+    real = EPollReactor()
+    Example(real)
+    assert real.seconds is time.monotonic
+    Example(reactor)
+    reactor.advance(3)
+    assert reactor.seconds() == 3
 
 
 # ---------------------------------------------------------------------- listening

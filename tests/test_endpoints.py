@@ -191,6 +191,28 @@ def test_without_ipv6_a_number_listens_on_ipv4(monkeypatch):
     assert [(number, interface) for number, _, _, interface in reactor.tcpServers] == [(3000, "")]
 
 
+def test_a_shared_tls_port_is_a_socket_of_ours(files):
+    reactor = MemoryReactorClock()
+    tls = f"privateKey={files / 'server.key'}:certKey={files / 'server.crt'}"
+    for description in (f"tls:0:{tls}:interface=127.0.0.1", f"haproxy:tls:0:{tls}"):
+        endpoint = endpoints.server_endpoint(reactor, description, reuse_port=True)
+        endpoint.listen(Factory.forProtocol(Echo))
+        assert len(reactor.adoptedPorts) == 1
+        reactor.adoptedPorts.clear()
+    assert reactor.tcpServers == []
+
+
+@pytest.mark.parametrize(
+    "description", ["tcp:70000", "tcp:0:nonsense=1", "tcp:", "tcp:0:backlog=many"]
+)
+def test_what_is_wrong_with_a_shared_port_is_said_as_ever(description):
+    with pytest.raises(ValueError, match=r".") as alone:
+        endpoints.server_endpoint(MemoryReactorClock(), description)
+    with pytest.raises(ValueError, match=r".") as shared:
+        endpoints.server_endpoint(MemoryReactorClock(), description, reuse_port=True)
+    assert str(alone.value) == str(shared.value)
+
+
 # --- TLS, without sockets
 
 
@@ -408,8 +430,8 @@ class Listening(TestCase):
 
         self.reactor = reactor
 
-    def listen(self, description, protocol=Echo):
-        listening = endpoints.server_endpoint(self.reactor, description).listen(
+    def listen(self, description, protocol=Echo, **options):
+        listening = endpoints.server_endpoint(self.reactor, description, **options).listen(
             Factory.forProtocol(protocol)
         )
 
@@ -467,3 +489,31 @@ class Listening(TestCase):
         header = b"PROXY TCP4 203.0.113.7 203.0.113.1 5555 80\r\n"
         answer = yield ask(client, header + b"hello")
         assert answer == b"203.0.113.7 hello"
+
+    @inlineCallbacks
+    def test_a_port_can_be_shared_with_a_successor(self):
+        for description in ("{}", "tcp:{}", "tcp:{}:interface=127.0.0.1", "haproxy:{}"):
+            first = yield self.listen(description.format(0), reuse_port=True)
+            number = first.getHost().port
+            second = yield self.listen(description.format(number), reuse_port=True)
+            assert second.getHost() == first.getHost()
+            error = yield self.assertFailure(self.listen(str(number)), CannotListenError)
+            assert "the port is taken" in endpoints.listen_error(str(number), error)
+
+    @inlineCallbacks
+    def test_a_shared_port_listens_where_it_would_alone(self):
+        for description in ("0", "tcp:0", "tcp:0:interface=127.0.0.1", "tcp:0:interface=\\:\\:1"):
+            if "\\" in description and not socket.has_dualstack_ipv6():
+                continue
+            alone = yield self.listen(description)
+            shared = yield self.listen(description, reuse_port=True)
+            assert shared.getHost().host == alone.getHost().host, description
+            assert type(shared.getHost()) is type(alone.getHost())
+
+    @inlineCallbacks
+    def test_what_cannot_be_shared_is_as_ever(self):
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        path = os.path.join(directory.name, "s")
+        yield self.listen(f"unix:{path}", reuse_port=True)
+        yield self.assertFailure(self.listen(f"unix:{path}", reuse_port=True), CannotListenError)

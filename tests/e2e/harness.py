@@ -269,6 +269,18 @@ class Keys:
         assert made.returncode == 0, made.stderr
 
 
+# Descriptors 3 and on are the sockets, and LISTEN_PID is who shall have them (sd_listen_fds(3)).
+_AS_SYSTEMD_DOES = """
+import os, sys
+numbers = [os.dup(int(number)) for number in sys.argv[1].split(",")]
+high = [os.dup2(number, 100 + place) for place, number in enumerate(numbers)]
+for place, number in enumerate(high):
+    os.dup2(number, 3 + place)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 class Layer(Process):
     """An outer or inner layer under twistd."""
 
@@ -279,9 +291,16 @@ class Layer(Process):
         arguments: Sequence[str | Path],
         directory: Path,
         env: Mapping[str, str] | None,
+        handed: Mapping[str, socket.socket] | None = None,
     ) -> None:
-        twistd = [command("twistd"), "-n", "--pidfile=", plugin]
-        super().__init__(name, [*twistd, *arguments], directory, env)
+        twistd = [command("twistd"), "-n", "--pidfile=", plugin, *arguments]
+        if not handed:
+            super().__init__(name, twistd, directory, env)
+            return
+        numbers = [each.fileno() for each in handed.values()]
+        env = {**(env or {}), "LISTEN_FDS": str(len(handed)), "LISTEN_FDNAMES": ":".join(handed)}
+        launcher = [sys.executable, "-c", _AS_SYSTEMD_DOES, ",".join(map(str, numbers))]
+        super().__init__(name, [*launcher, *twistd], directory, env, pass_fds=numbers)
 
     def stop(self) -> None:
         super().stop()
@@ -292,7 +311,8 @@ class Outer(Layer):
     """An outer layer, started by twistd, that listens on loopback ports of the system's choice.
 
     ``options`` are further ones, after which ``app_port`` and ``socket_port`` are where the
-    endpoints given for them came to listen (None for UNIX sockets).
+    endpoints given for them came to listen (None for UNIX sockets). ``handed`` are listening
+    sockets by the names under which ``systemd:`` endpoints find them.
     """
 
     def __init__(
@@ -304,6 +324,7 @@ class Outer(Layer):
         app: str = LOOPBACK,
         socket: str = LOOPBACK,
         env: Mapping[str, str] | None = None,
+        handed: Mapping[str, Any] | None = None,
         name: str = "outer",
     ) -> None:
         self.targets = directory / f"{name}-targets.yaml"
@@ -316,7 +337,7 @@ class Outer(Layer):
             *("--access-log", self.access.path),
             *options,
         ]
-        super().__init__(name, "sockgw-outer", arguments, directory, env)
+        super().__init__(name, "sockgw-outer", arguments, directory, env, handed)
         try:
             wait_until(
                 lambda: self.status is not None or self.log.matching("outer layer started"),
