@@ -9,7 +9,7 @@ the socket closes in the very next system call.
 
 import os
 import socket
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IListeningPort
@@ -24,11 +24,12 @@ _MAX_WAITING = 8192
 async def close_listener(reactor: Any, port: IListeningPort) -> None:
     """Stop listening; who has connected before is accepted."""
     factory: Any = getattr(port, "factory", None)
-    descriptor: Any = getattr(port, "fileno", None)
-    if factory is None or descriptor is None:  # a plugin's
+    try:
+        listening = socket.socket(fileno=os.dup(cast(Any, port).fileno()))
+    except (AttributeError, OSError):  # a plugin's port, or no more descriptors
         await maybeDeferred(port.stopListening)
         return
-    with socket.socket(fileno=os.dup(descriptor())) as listening:
+    with listening:
         family = listening.family
         # As for sockets that it was given: a shutdown would reach the queue by any descriptor.
         port._shouldShutdown = False  # type: ignore[attr-defined]

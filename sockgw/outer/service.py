@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -197,18 +196,18 @@ class OuterService(Daemon):
             await close_listener(self.reactor, port)
         # Only now: whoever dials again must not find this one's listener once more.
         admission.leave()
-        if await self._within(max(over - self.reactor.seconds(), 0), gateway.emptied):
+        if await self._within(max(over - self.reactor.seconds(), 0), gateway.emptied()):
             self._log.info("drained")
         else:
             self._log.warn("drain-timeout is over: {count} requests cut off", count=gateway.busy)
         admission.stop()
-        await self._within(_PARTING, self._carriers.emptied)
-        await self._within(_PARTING, gateway.emptied)
+        gone = [self._carriers.emptied(), gateway.emptied()]
+        await self._within(_PARTING, DeferredList(gone, consumeErrors=True))
 
-    async def _within(self, seconds: float, event: Callable[[], Deferred[None]]) -> bool:
+    async def _within(self, seconds: float, event: Deferred[Any]) -> bool:
         """Wait for the event; return whether it came within so many seconds."""
         try:
-            await event().addTimeout(seconds, self.reactor)
+            await event.addTimeout(seconds, self.reactor)
         except TimedOut:
             return False
         return True
