@@ -184,14 +184,15 @@ class Clients:
 
     # ------------------------------------------------------------------ those that misbehave
 
-    async def hold(self, kind: str, host: str, count: int) -> dict[str, Any]:
-        """Begin ``count`` transfers of 1 GiB of which nobody reads any further, until ``release``.
+    async def hold(self, kind: str, host: str, count: int, after: int = 0) -> dict[str, Any]:
+        """Begin ``count`` transfers of 1 GiB, which nobody reads beyond ``after`` bytes.
 
-        "download": the clients read nothing; "upload": the origin reads nothing.
+        "download": the clients stop reading; "upload": the origin does. They last until
+        ``release``.
         """
         for _ in range(count):
             wire = await self._connect(65_536)
-            self._held.append(asyncio.create_task(_stuck(wire, kind, host)))
+            self._held.append(asyncio.create_task(_stuck(wire, kind, host, after)))
         return {}
 
     async def release(self) -> dict[str, Any]:
@@ -246,14 +247,19 @@ async def _send_content(wire: Wire, seed: str, size: int) -> None:
         await wire.send(piece)
 
 
-async def _stuck(wire: Wire, kind: str, host: str) -> None:
+async def _stuck(wire: Wire, kind: str, host: str, after: int) -> None:
     size = 1 << 30
     try:
         if kind == "download":
             await wire.send(_head("GET", host, f"/bytes/stuck/{size}"))
+            if after:
+                async for piece in wire.body(await _expect_200(wire)):
+                    after -= len(piece)
+                    if after <= 0:
+                        break
             await asyncio.Event().wait()
         else:
-            await wire.send(_head("PUT", host, "/stuck", size))
+            await wire.send(_head("PUT", host, f"/stuck/{after}", size))
             await _send_content(wire, "stuck", size)
     finally:
         wire.close()

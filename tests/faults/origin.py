@@ -6,7 +6,7 @@
 ``POST /echo``              sends the body back while it comes
 ``GET /small``              200 bytes
 ``POST /count/ID``          counts, and answers with the count
-``PUT /stuck``              reads nothing of the body
+``PUT /stuck/BYTES``        reads so much of the body and then no more
 =========================== ==================================================================
 """
 
@@ -34,13 +34,13 @@ class Origin:
         self._counts: Counter[str] = Counter()
         self._step = 1
         self._open = 0
+        self._released = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, descriptor: int) -> None:
         accepting = asyncio.create_task(self._accept())
-        await serve_control(
-            descriptor, {"port": self.port, "counts": self.counts, "twice": self.twice}
-        )
+        commands = ("port", "counts", "twice", "release")
+        await serve_control(descriptor, {name: getattr(self, name) for name in commands})
         accepting.cancel()
 
     async def port(self) -> dict[str, Any]:
@@ -52,6 +52,12 @@ class Origin:
     async def twice(self) -> dict[str, Any]:
         """Count each request twice from now on: what checks the counts has to notice."""
         self._step = 2
+        return {}
+
+    async def release(self) -> dict[str, Any]:
+        """Close the connections that are stuck."""
+        self._released.set()
+        self._released = asyncio.Event()
         return {}
 
     async def _accept(self) -> None:
@@ -115,8 +121,15 @@ class Origin:
             pass
         await self._answer(wire, str(self._counts[name]).encode())
 
-    async def _stuck(self, wire: Wire, fields: Headers) -> None:
-        await asyncio.Event().wait()
+    async def _stuck(self, wire: Wire, fields: Headers, after: str) -> None:
+        left = int(after)
+        if left:
+            async for piece in wire.body(fields):
+                left -= len(piece)
+                if left <= 0:
+                    break
+        await self._released.wait()
+        raise ConnectionAbortedError
 
     async def _answer(self, wire: Wire, body: bytes) -> None:
         await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

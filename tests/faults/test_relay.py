@@ -130,10 +130,13 @@ def test_a_reset_passes(wire: Wire) -> None:
 
 def test_nobody_there(tmp_path: Path) -> None:
     with closed_port() as port, Relay(tmp_path, port) as relay:
-        with pytest.raises(ConnectionResetError), socket.socket() as near:
-            near.settimeout(PATIENCE)
-            near.connect(("127.0.0.1", relay.port))  # the reset may come before that returns
-            near.recv(1)
+
+        def ask() -> None:
+            with socket.create_connection(("127.0.0.1", relay.port), PATIENCE) as near:
+                near.recv(1)
+
+        with pytest.raises(ConnectionResetError):  # it may come before connecting returns
+            ask()
         assert relay.stats()["refused"] == 1
 
 

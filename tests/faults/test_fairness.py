@@ -1,0 +1,95 @@
+"""No stream waits for another, and none is slower than the link.
+
+Rates and latencies are compared within one run: the machine may be busy otherwise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from control import Relay
+from extent import FULL, MIB
+from harness import Keys, wait_until
+from load import Clients, Result, Sample, kinds, percentile, wrong
+from stand import Stand, settle
+
+
+def rate_of(results: list[Result]) -> float:
+    """Bytes a second of transfers that ran side by side."""
+    took = max(result.ended for result in results) - min(result.begun for result in results)
+    return sum(result.bytes for result in results) / took
+
+
+def latencies(samples: list[Sample], begin: float, end: float) -> list[float]:
+    assert not wrong(samples), kinds(samples)
+    return [s.took for s in samples if s.begun >= begin and s.begun + s.took <= end]
+
+
+@pytest.mark.parametrize(("hold", "round_trips"), [(65_536, 3), (4 * MIB, 10)])
+def test_small_requests_beside_bulk(
+    tmp_path: Path, keys: Keys, hold: int, round_trips: float
+) -> None:
+    """8 downloads over 20 Mbit/s with a round trip of 40 ms, and requests of 200 bytes."""
+    line, round_trip = 20e6, 0.040
+    size = (6 if FULL else 2) * 1_000_000
+    link = {"rate": line, "delay": round_trip / 2, "hold": hold, "buffers": 32_768}
+    with Stand(tmp_path, keys, (), (), **link) as stand:
+        numbers = [stand.bulk.begin("download", stand.host, size, str(n)) for n in range(8)]
+        with stand.small.probing(stand.small_host, 20) as probe:
+            results = stand.bulk.finish(numbers)
+        stand.wait_idle()
+    assert not wrong(results), kinds(results)
+    begun = min(result.begun for result in results)
+    ended = min(result.ended for result in results)
+    times = latencies(probe.samples, begun + 0.5, ended)
+    slow = percentile(times, 0.95) / round_trip
+    share = rate_of(results) * 8 / line
+    print(f"p95 of {len(times)}: {slow:.2f} round trips; bulk: {share:.1%} of the line")
+    assert len(times) > 50
+    assert slow < round_trips
+    assert share >= 0.9
+
+
+@pytest.mark.parametrize("kind", ["download", "upload"])
+def test_one_stream_over_a_long_link(tmp_path: Path, keys: Keys, kind: str) -> None:
+    """A round trip of 100 ms: the window must not be what limits a stream."""
+    rate, round_trip = 200e6, 0.100
+    size = (200 if FULL else 100) * 1_000_000
+    link = {"rate": rate, "delay": round_trip / 2, "hold": int(2 * rate / 8 * round_trip)}
+    with Stand(tmp_path, keys, (), (), **link) as stand:
+        with (
+            Relay(tmp_path, stand.origin.port, **link) as relay,
+            Clients(tmp_path, relay.port) as clients,
+        ):
+            plain = clients.finish([clients.begin(kind, "plain", size)])
+        ours = stand.bulk.finish([stand.bulk.begin(kind, stand.host, size)])
+        stand.wait_idle()
+    assert not wrong([*plain, *ours]), kinds([*plain, *ours])
+    print(f"{ours[0].rate * 8e-6:.0f} Mbit/s, plain TCP {plain[0].rate * 8e-6:.0f} Mbit/s")
+    assert ours[0].rate >= 0.9 * plain[0].rate
+
+
+def test_stalled_readers_do_not_slow_others(tmp_path: Path, keys: Keys) -> None:
+    """100 clients that do not read, and one that does: the best of three, alone and beside them."""
+    size = (512 if FULL else 128) * MIB
+    alone, beside = [], []
+    with Stand(tmp_path, keys, (), ()) as stand:
+
+        def measure() -> float:
+            results = stand.bulk.finish([stand.bulk.begin("download", stand.host, size)])
+            assert not wrong(results), kinds(results)
+            return results[0].rate
+
+        stand.bulk.finish([stand.bulk.begin("download", stand.host, size)])
+        for _ in range(3):
+            alone.append(measure())
+            stand.small.ask("hold", kind="download", host=stand.small_host, count=100)
+            wait_until(lambda: stand.metric("sockgw_streams") == 100, "100 are stalled")
+            settle(lambda: stand.relay.stats()["up"]["delivered"])
+            beside.append(measure())
+            assert stand.metric("sockgw_streams") == 100
+            stand.small.ask("release")
+            stand.wait_idle()
+    print(f"MB/s alone: {alone}, beside 100 stalled: {beside}")
+    assert max(beside) >= 0.8 * max(alone)
