@@ -1,5 +1,7 @@
 # make demo    a gateway on this machine to play with
 # make test    the environment, then everything that CI checks
+# make faults  the long tests of what docs/reliability.rst promises (as root; some 20 minutes), which
+#              write its table
 # make clean   removes what the others made
 
 PYTHON ?= python3
@@ -8,13 +10,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 READY_TEST := $(VENV)/ready-test
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: $(READY)
 	$(BIN)/sockgw demo $(ARGS)
 
 test: $(READY_TEST) lint
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(READY_TEST)
+	SOCKGW_FAULTS=full $(BIN)/python -m pytest tests/faults tests/faults/full_*.py $(ARGS)
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

@@ -173,7 +173,8 @@ class Clients:
         return {}
 
     async def _small(self, host: str, method: str, path: str) -> None:
-        wire = self._idle.pop() if self._idle and method == "GET" else await self._connect()
+        wire = self._kept() if method == "GET" else None
+        wire = wire or await self._connect()
         try:
             await wire.send(_head(method, host, path, None if method == "GET" else 0))
             await _whole(wire, await _expect_200(wire))
@@ -181,6 +182,19 @@ class Clients:
             wire.close()
             raise
         self._idle.append(wire)
+
+    def _kept(self) -> Wire | None:
+        """Return a connection that was used before and still stands, as far as one can see."""
+        while self._idle:
+            wire = self._idle.pop()
+            try:
+                wire.socket.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return wire
+            except OSError:
+                pass
+            wire.close()
+        return None
 
     # ------------------------------------------------------------------ those that misbehave
 

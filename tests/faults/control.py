@@ -11,6 +11,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ __all__ = ["Child", "Relay"]
 
 
 class Child(Process):
-    """A script beside this file, run by this Python."""
+    """A script beside this file, run by this Python; ``prefix`` is a command to run it with."""
 
-    def __init__(self, name: str, directory: Path, *arguments: str) -> None:
+    def __init__(self, name: str, directory: Path, prefix: Sequence[str] = ()) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             script = Path(__file__).with_name(f"{name}.py")
             super().__init__(
                 name,
-                [sys.executable, script, str(theirs.fileno()), *arguments],
+                [*prefix, sys.executable, script, str(theirs.fileno())],
                 directory,
                 pass_fds=(theirs.fileno(),),
             )

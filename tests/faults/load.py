@@ -22,6 +22,7 @@ __all__ = [
     "percentile",
     "performed_twice",
     "recoveries",
+    "waits",
     "wrong",
 ]
 
@@ -29,8 +30,8 @@ __all__ = [
 class Origin(Child):
     """The origin of origin.py."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__("origin", directory)
+    def __init__(self, directory: Path, prefix: Sequence[str] = ()) -> None:
+        super().__init__("origin", directory, prefix)
         self.port: int = self.ask("port")["port"]
 
     def counts(self) -> dict[str, int]:
@@ -163,4 +164,17 @@ def recoveries(faults: Iterable[float], samples: Sequence[Sample]) -> list[float
         ends = [s.begun + s.took for s in samples if s.begun >= fault and s.saw == "ok"]
         if ends:
             times.append(min(ends) - fault)
+    return times
+
+
+def waits(faults: Iterable[float], samples: Sequence[Sample]) -> list[float]:
+    """Return for each fault how long, in s, the slowest request that it hit took to be answered.
+
+    Hit is what was under way, and what began up to 50 ms later.
+    """
+    times = []
+    for fault in faults:
+        hit = [s.took for s in samples if s.begun - 0.05 <= fault <= s.begun + s.took]
+        if hit:
+            times.append(max(hit))
     return times

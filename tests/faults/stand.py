@@ -76,6 +76,21 @@ class Stand(contextlib.ExitStack):
         self.bulk = self.enter_context(Clients(directory, self.outer.app_port))
         self.small = self.enter_context(Clients(directory, self.outer.app_port))
 
+    def replace_outer(self) -> None:
+        """Start another outer layer on the ports of the one before, which has ended."""
+        before = self.outer
+        at = "tcp:{}:interface=127.0.0.1:backlog=1024"
+        self.outer = self.enter_context(
+            Outer(
+                self._directory,
+                self._keys.certificate,
+                *self._outer_options,
+                targets=before.entries,
+                app=at.format(before.app_port),
+                socket=at.format(before.socket_port),
+            )
+        )
+
     @property
     def inner(self) -> Inner:
         """The only inner layer."""
