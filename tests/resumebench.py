@@ -173,7 +173,7 @@ class Side:
         raise AssertionError("nobody leaves")
 
     def handler_failed(self, stream):
-        raise  # noqa: PLE0704 - the error of the handler, which is a finding
+        raise
 
     def pump(self):
         """Send the next message; return whether there was one."""
@@ -197,9 +197,7 @@ class World:
         self.connected = True  # in the eyes of the inner side
         limits = Limits(resend_buffer=resend_buffer, max_streams=8)
         self.outer, self.inner = (
-            Side(
-                self, opens, limits, Memory(resend=Pool(pool), promised=Pool(window_bytes))
-            )
+            Side(self, opens, limits, Memory(resend=Pool(pool), promised=Pool(window_bytes)))
             for opens in (True, False)
         )
         self.sides = (self.outer, self.inner)
@@ -352,4 +350,3 @@ class World:
             assert side.memory.resend.used == 0
             assert side.memory.buffered.used == 0
             assert side.memory.promised.used == 0
-

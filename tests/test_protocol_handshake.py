@@ -900,9 +900,7 @@ def worked_example() -> dict[str, bytes]:
     returning, keeper = make_returning(), make_keeper()
     proof_again = until_proof(returning, keeper)[1]
     keeper.receive(PROOF, proof_again)
-    _, welcome_again = keeper.welcome(
-        tunnel=TUNNEL, max_streams=1000, resume_window=30, received=7
-    )
+    _, welcome_again = keeper.welcome(tunnel=TUNNEL, max_streams=1000, resume_window=30, received=7)
 
     def message(*resumption: bytes) -> bytes:
         return signed_message(

@@ -297,7 +297,9 @@ def test_what_has_arrived_is_not_sent_again():
     world.finish()
 
 
-@pytest.mark.parametrize(("resend_buffer", "pool"), [(1, 1 << 28), (1 << 24, 1), (1 << 24, 1 << 28)])
+@pytest.mark.parametrize(
+    ("resend_buffer", "pool"), [(1, 1 << 28), (1 << 24, 1), (1 << 24, 1 << 28)]
+)
 def test_who_is_held_back_goes_on_with_the_acknowledgement(resend_buffer, pool):
     """By the tunnel's bound, by that of the process, or by what the link can use."""
     world = World(resend_buffer, pool=pool)

@@ -6,6 +6,8 @@ import random
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.logger import Logger
 
 from sockgw.config import ConfigError
@@ -51,6 +53,7 @@ class InnerService(Daemon):
             raise ConfigError(str(error), option="private-key", value=config.private_key) from error
         services = {name: _origin(url) for name, url in config.service.items()}
         self._key = key
+        self._drain_timeout = config.drain_timeout
         self._deadlines = Deadlines(reactor)
         try:
             self._allow = _allow_list(config, services)
@@ -93,6 +96,25 @@ class InnerService(Daemon):
             )
         self._log.info("inner layer started: key={key}", key=str(self._key.public_key))
         super().startService()
+
+    def drain(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._drain())
+
+    async def _drain(self) -> None:
+        connector, timeout = self.connector, self._drain_timeout
+        self._log.info(
+            "draining: {count} requests under way, at most {timeout:g} s",
+            count=connector.streams,
+            timeout=timeout,
+        )
+        try:
+            await connector.drain().addTimeout(timeout, self.reactor)
+        except TimedOut:
+            self._log.warn(
+                "drain-timeout is over: {count} requests cut off", count=connector.streams
+            )
+        else:
+            self._log.info("drained")
 
     def stopService(self) -> Any:
         stopped = super().stopService()

@@ -271,6 +271,8 @@ class Admission:
     def ended(self, tunnel: Tunnel, reason: str) -> None:
         member = self._registry.remove(tunnel)
         if member is not None:
+            if tunnel.suspended:
+                self._metrics.tunnel_lost()
             session = tunnel.session
             self._metrics.tunnel_ended(
                 tunnel.bytes_in, tunnel.bytes_out, session.stalls, session.resent

@@ -63,6 +63,7 @@ class Registry:
         self._by_identifier: dict[str, list[Member]] = {}
         self._turn = count(1)
         self._seconds = seconds
+        self._began = seconds()
         # When an inner layer of an identifier has gone last; who has gone longest ago stands first.
         self._last_there: dict[str, float] = {}
         #: Called with an inner layer that takes streams from now on, and the seconds for which its
@@ -201,9 +202,15 @@ class Registry:
         return any(member.connected for member in self.candidates(identifiers))
 
     def served_within(self, identifiers: frozenset[str] | None, seconds: float) -> bool:
-        """Whether a suitable inner layer was connected in the last so many seconds."""
+        """Whether a suitable inner layer was connected in the last so many seconds.
+
+        Who has just started cannot know, and says yes: it may have taken over from another process,
+        whose inner layers are on their way.
+        """
         now = self._seconds()
         since = now - seconds
+        if self._began >= since:
+            return True
         for member in self.candidates(identifiers):
             if member.gone is None:
                 if member.connected:
