@@ -113,7 +113,7 @@ class Tunnel:
         self.round_trip: float | None = None
         #: The peer takes no further streams.
         self.leaving = False
-        #: It has no carrier at the moment, or had none at its end; its streams wait for the next one.
+        #: It has no carrier now, or had none at its end; its streams wait for the next one.
         self.suspended = False
         self._adopt(carrier)
 
