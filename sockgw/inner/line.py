@@ -285,13 +285,19 @@ class Line:
         self._lost(reason)
 
     def ended(self, tunnel: Tunnel, reason: str) -> None:
-        had_carrier = self._carrier is not None
-        self.tunnel = self._carrier = None
+        carrier, self._carrier = self._carrier, None
+        self.tunnel = None
         if self.left:
-            if not self._stopped:
-                self.stop()
+            if self._stopped:
+                return
+            self.stop()
+            if carrier is None:
                 self._owner.over(self)
-        elif had_carrier:
+            else:
+                # What was said last is still on its way.
+                carrier.listener = parting = _Parting()
+                parting.over.addCallback(lambda _: self._owner.over(self))
+        elif carrier is not None:
             self._lost(reason)
         else:
             # We are dialling already.
