@@ -15,16 +15,23 @@ from sockgw.inner import line as line_module
 from sockgw.inner.config import InnerConfig
 from sockgw.inner.connector import Connector
 from sockgw.keys import generate, load_private_key
-from sockgw.protocol.errors import TunnelCode
+from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.frames import FrameType, encode
 from sockgw.protocol.handshake import (
     NONCE_SIZE,
+    SECRET_SIZE,
     TUNNEL_ID_SIZE,
     Authenticated,
     OuterHandshake,
 )
-from sockgw.protocol.heads import RequestHead
-from sockgw.protocol.payloads import Destination, decode_goaway, encode_open, u64
+from sockgw.protocol.heads import RequestHead, ResponseHead
+from sockgw.protocol.payloads import (
+    Destination,
+    decode_goaway,
+    encode_goaway,
+    encode_open,
+    u64,
+)
 
 URL = "ws://localhost:3001"
 STABLE = 1.0  # seconds
@@ -131,6 +138,17 @@ class OuterLayer:
         return [time for time, _ in self.dials]
 
 
+class Incoming:
+    """Handles a stream; keeps why it was reset."""
+
+    def __init__(self):
+        self.code = None
+
+    def reset(self, code, detail):
+        assert self.code is None
+        self.code = code
+
+
 class Inner:
     """A connector, and how the outer layer answers it."""
 
@@ -145,16 +163,23 @@ class Inner:
         self.clock = Clock()
         self.outer_layer = OuterLayer(self.clock)
         self.opened = []
+        self.handlers = []
+        self.asked = None  # for which tunnel, by the last proof
         self.random = random
         self.connector = Connector(
             self.config,
             self.clock,
             self.outer_layer,
             key,
-            lambda *arguments: self.opened.append(arguments) or SimpleNamespace(),
+            self._opened,
             lambda: self.random,
         )
         self.connector.startService()
+
+    def _opened(self, *arguments):
+        self.opened.append(arguments)
+        self.handlers.append(Incoming())
+        return self.handlers[-1]
 
     @property
     def last(self):
@@ -177,8 +202,11 @@ class Inner:
         assert len(self.outer_layer.dials) == before + 1
         return self.clock.seconds() - began
 
-    def handshake(self, wire, identifiers=("office",)):
-        """Be the outer layer up to the proof; return its side."""
+    def handshake(self, wire, identifiers=("office",), secrets=()):
+        """Be the outer layer up to the proof; return its side.
+
+        ``secrets``: of the tunnels that it has, by their ids.
+        """
         outer = OuterHandshake(
             nonce=os.urandom(NONCE_SIZE),
             hosts=("localhost",),
@@ -187,11 +215,14 @@ class Inner:
                 identifiers=identifiers, verify=self.key.public_key.verify
             ),
             decoy=self.key.public_key,
+            secret_of=dict(secrets).get,
         )
         ((kind, payload),) = wire.take()
         wire.say(framed(*outer.receive(kind, payload)))
         ((kind, payload),) = wire.take()
-        assert type(outer.receive(kind, payload)) is Authenticated
+        known = outer.receive(kind, payload)
+        assert type(known) is Authenticated
+        self.asked = known.resumption
         return outer
 
     def welcome(self, wire, *more, identifiers=("office",), tunnel=bytes(TUNNEL_ID_SIZE)):
@@ -202,6 +233,42 @@ class Inner:
     def tunnel(self):
         """Connect and be let in."""
         return self.welcome(self.last.open())
+
+    def lasting(self, number=1, resume_window=30):
+        """Connect and be let in, with a tunnel that can be resumed."""
+        wire = self.last.open()
+        outer = self.handshake(wire)
+        assert self.asked is None
+        name, secret = bytes([number]) * TUNNEL_ID_SIZE, bytes([number]) * SECRET_SIZE
+        welcome = {"tunnel": name, "secret": secret, "resume_window": resume_window}
+        wire.say(framed(*outer.welcome(max_streams=10, **welcome)))
+        return wire
+
+    def come_back(self, received, number=1):
+        """Dial again when it is time, and be let in with the same tunnel."""
+        self.gap_of_many()
+        wire = self.last.open()
+        name, secret = bytes([number]) * TUNNEL_ID_SIZE, bytes([number]) * SECRET_SIZE
+        outer = self.handshake(wire, secrets={name: secret})
+        assert self.asked is not None
+        assert self.asked.tunnel == name
+        frame = outer.welcome(tunnel=name, max_streams=10, resume_window=30, received=received)
+        wire.say(framed(*frame))
+        return wire
+
+    def gap_of_many(self):
+        """Wait for the next attempt, whatever other timers there are; return how long that took."""
+        before, began = len(self.outer_layer.dials), self.clock.seconds()
+        while len(self.outer_layer.dials) == before:
+            self.clock.advance(0.01)
+            assert self.clock.seconds() < began + 400
+        return self.clock.seconds() - began
+
+    def open_stream(self, wire, number=1):
+        """The outer layer opens a stream; return this end of it, and its handler."""
+        payload = encode_open(RequestHead(b"GET", b"/", []), Destination("http", "a", 80))
+        wire.say(encode(FrameType.OPEN, 1, number, payload))
+        return self.opened[-1][1], self.handlers[-1]
 
     def stop(self):
         stopped = self.connector.stopService()
@@ -589,3 +656,388 @@ def test_a_cancelled_attempt_is_no_failure(inner, events):
     inner.last.fail(CancelledError())
     assert len(events) == 1  # nobody has stopped us: somebody else's cancelling is one
     inner.gap()
+
+
+# ---------------------------------------------------------------------- coming back
+
+
+def goaway(code, detail=""):
+    return encode(FrameType.GOAWAY, 0, 0, encode_goaway(0, code, detail))
+
+
+def kinds(wire):
+    return [kind for kind, _ in wire.take()]
+
+
+def test_a_lost_tunnel_goes_on_where_it_was(inner, events):
+    wire = inner.lasting()
+    tunnel = inner.connector.tunnel
+    stream, handler = inner.open_stream(wire)
+    wire.lose("the cable broke")
+    assert inner.connector.tunnel is tunnel
+    assert tunnel.suspended
+    assert inner.connector.streams == 1
+    stream.respond(ResponseHead(200, b"", []))  # meanwhile
+    wire = inner.come_back(received=0)
+    assert inner.asked.received == 1  # the OPEN
+    inner.clock.advance(0)
+    assert inner.connector.tunnel is tunnel
+    assert wire.listener is tunnel
+    assert not tunnel.suspended
+    assert FrameType.HEAD in kinds(wire)
+    assert handler.code is None
+    assert events[-2][0] == "warn"
+    assert "the cable broke" in events[-2][1]
+    assert events[-1] == ("info", "the tunnel goes on: 1 streams, 0 bytes are sent again")
+    inner.stop()
+
+
+def test_it_comes_back_again_and_again(inner):
+    wire = inner.lasting()
+    for number in range(1, 9, 2):
+        inner.open_stream(wire, number)
+        wire.lose()
+        wire = inner.come_back(received=0)
+        assert inner.asked.received == (number + 1) / 2
+    assert inner.connector.streams == 4
+    assert {handler.code for handler in inner.handlers} == {None}
+    inner.stop()
+
+
+def test_an_outer_layer_that_has_lost_the_tunnel_gives_a_new_one(inner, events):
+    """It was restarted: the streams are over at once, and the next can come."""
+    wire = inner.lasting()
+    old = inner.connector.tunnel
+    _, handler = inner.open_stream(wire)
+    wire.lose()
+    inner.gap_of_many()
+    wire = inner.last.open()
+    outer = inner.handshake(wire)  # it knows of no tunnel
+    assert inner.asked is None
+    assert handler.code is None
+    frame = outer.welcome(
+        tunnel=b"2" * TUNNEL_ID_SIZE, max_streams=10, resume_window=30, secret=b"2" * SECRET_SIZE
+    )
+    wire.say(framed(*frame))
+    assert handler.code is StreamCode.TUNNEL_LOST
+    assert inner.connector.tunnel is not old
+    assert wire.listener is inner.connector.tunnel
+    assert not inner.connector.tunnel.suspended
+    assert [text for _, text in events if "is lost, with its streams" in text]
+    inner.open_stream(wire)
+    inner.stop()
+
+
+def test_the_proof_names_the_tunnel_also_to_who_has_lost_it(inner):
+    wire = inner.lasting()
+    wire.lose()
+    inner.gap_of_many()
+    inner.handshake(inner.last.open(), secrets={b"\1" * 16: b"\1" * 32})
+    assert inner.asked.tunnel == b"\1" * 16
+
+
+def test_an_outer_layer_that_claims_what_cannot_be(inner):
+    """More frames than were ever sent: there is nothing to go on with."""
+    wire = inner.lasting()
+    _, handler = inner.open_stream(wire)
+    wire.lose()
+    wire = inner.come_back(received=5)
+    assert handler.code is StreamCode.TUNNEL_LOST
+    assert wire.calls == ["close"]
+    ((kind, payload),) = wire.take()
+    assert kind == FrameType.GOAWAY
+    assert decode_goaway(payload)[1] is TunnelCode.CLOSED
+    assert inner.connector.tunnel is None
+    inner.gap_of_many()
+    inner.handshake(inner.last.open())
+    assert inner.asked is None
+    inner.stop()
+
+
+def test_a_tunnel_that_is_not_resumed_in_time(inner):
+    """The outer layer's window, and what it may have needed to notice the loss."""
+    wire = inner.lasting(resume_window=30)
+    _, handler = inner.open_stream(wire)
+    wire.lose()
+    config = inner.config
+    window = 30 + config.ping_interval + config.ping_timeout
+    began = inner.clock.seconds()
+    while inner.connector.tunnel is not None:
+        inner.gap_of_many()
+        inner.last.fail(ConnectionRefusedError())
+        assert inner.clock.seconds() - began < window + 5
+    assert inner.clock.seconds() - began >= window
+    assert handler.code is StreamCode.TUNNEL_LOST
+    inner.gap_of_many()
+    inner.tunnel()
+    assert inner.asked is None
+
+
+def test_a_window_that_closes_during_the_handshake(inner):
+    wire = inner.lasting(resume_window=1)
+    wire.lose()
+    while inner.connector.tunnel is not None:
+        inner.gap_of_many()
+        if inner.clock.seconds() > 24:
+            wire = inner.last.open()
+            outer = inner.handshake(wire, secrets={b"\1" * 16: b"\1" * 32})
+            inner.clock.advance(4)
+            break
+        inner.last.fail(ConnectionRefusedError())
+    assert inner.connector.tunnel is None
+    frame = outer.welcome(tunnel=b"\1" * 16, max_streams=10, resume_window=30, received=0)
+    wire.say(framed(*frame))
+    assert wire.calls == ["close"]
+    assert kinds(wire) == [FrameType.GOAWAY]
+    inner.gap_of_many()
+    inner.lasting()
+    inner.stop()
+
+
+@pytest.mark.parametrize(("resume_window", "secret"), [(0, b"\1" * SECRET_SIZE), (30, b"")])
+def test_an_outer_layer_that_cannot_resume(inner, resume_window, secret):
+    wire = inner.last.open()
+    outer = inner.handshake(wire)
+    welcome = {"max_streams": 10, "resume_window": resume_window, "secret": secret}
+    wire.say(framed(*outer.welcome(tunnel=bytes(TUNNEL_ID_SIZE), **welcome)))
+    _, handler = inner.open_stream(wire)
+    wire.lose()
+    assert handler.code is StreamCode.TUNNEL_LOST
+    assert inner.connector.tunnel is None
+    inner.gap()
+    inner.tunnel()
+    assert inner.asked is None
+
+
+def test_a_dead_carrier_is_left_and_its_tunnel_kept(inner):
+    wire = inner.lasting()
+    tunnel = inner.connector.tunnel
+    for _ in range(26):
+        inner.clock.advance(1)
+    assert wire.calls == ["abort"]
+    assert inner.connector.tunnel is tunnel
+    assert tunnel.suspended
+
+
+# ---------------------------------------------------------------------- leaving
+
+
+def told_to_leave(inner, wire):
+    wire.say(goaway(TunnelCode.NO_ERROR, "restarting"))
+
+
+def test_who_is_told_to_leave_opens_the_next_line_before(inner, events):
+    wire = inner.lasting()
+    old = inner.connector.tunnel
+    stream, handler = inner.open_stream(wire)
+    told_to_leave(inner, wire)
+    assert inner.gap_of_many() == pytest.approx(0.375, abs=0.02)  # half of reconnect-delay
+    successor = inner.lasting(2)
+    assert inner.connector.tunnel is not old
+    assert successor.listener is inner.connector.tunnel
+    assert wire.open
+    assert wire.listener is old
+    inner.open_stream(successor)
+    assert inner.connector.streams == 2
+    wire.take()
+    stream.respond(ResponseHead(200, b"", []), end=True)
+    inner.clock.advance(0)
+    assert FrameType.HEAD in kinds(wire)
+    assert handler.code is None
+    wire.say(goaway(TunnelCode.CLOSED))
+    inner.clock.advance(0)
+    assert not wire.open
+    assert inner.connector.streams == 1
+    assert inner.connector._left == []
+    assert len(inner.outer_layer.dials) == 2
+    assert not [text for level, text in events if level in ("warn", "error")]
+    inner.stop()
+
+
+def test_being_told_twice_changes_nothing(inner):
+    wire = inner.lasting()
+    told_to_leave(inner, wire)
+    told_to_leave(inner, wire)
+    inner.clock.advance(1)
+    assert len(inner.outer_layer.dials) == 2
+    inner.stop()
+
+
+def test_a_line_that_is_left_comes_back_too(inner):
+    wire = inner.lasting()
+    old = inner.connector.tunnel
+    _, handler = inner.open_stream(wire)
+    told_to_leave(inner, wire)
+    inner.gap_of_many()
+    inner.lasting(2)
+    wire.lose()
+    assert old.suspended
+    wire = inner.come_back(received=0)
+    assert wire.listener is old
+    assert handler.code is None
+    wire.say(goaway(TunnelCode.CLOSED))
+    assert handler.code is StreamCode.TUNNEL_LOST
+    assert inner.connector._left == []
+    inner.stop()
+
+
+def test_a_line_that_is_left_makes_no_new_tunnel(inner):
+    wire = inner.lasting()
+    _, handler = inner.open_stream(wire)
+    told_to_leave(inner, wire)
+    inner.gap_of_many()
+    inner.lasting(2)
+    successor = inner.connector.tunnel
+    wire.lose()
+    inner.gap_of_many()
+    wire = inner.welcome(inner.last.open(), tunnel=b"3" * TUNNEL_ID_SIZE)
+    assert handler.code is StreamCode.TUNNEL_LOST
+    assert wire.calls == ["close"]
+    assert kinds(wire) == [FrameType.GOAWAY]
+    assert inner.connector.tunnel is successor
+    assert inner.connector._left == []
+    inner.stop()
+
+
+def test_an_outer_layer_that_sends_us_away_for_ever_does_not_make_us_grow(inner):
+    wires = []
+    for number in range(1, 30):
+        wires.append(inner.lasting(number))
+        inner.open_stream(wires[-1])
+        told_to_leave(inner, wires[-1])
+        inner.gap_of_many()
+    assert inner.connector.streams == 8
+    assert [wire.open for wire in wires] == [False] * 21 + [True] * 8
+    assert [handler.code for handler in inner.handlers] == (
+        [StreamCode.TUNNEL_LOST] * 21 + [None] * 8
+    )
+    inner.stop()
+
+
+# ---------------------------------------------------------------------- draining
+
+
+def test_draining_waits_for_the_streams(inner):
+    wire = inner.lasting()
+    stream, handler = inner.open_stream(wire)
+    drained = inner.connector.drain()
+    inner.clock.advance(0)
+    wire.take()
+    inner.open_stream(wire, 3)  # was on its way
+    inner.clock.advance(0)
+    assert FrameType.RESET in kinds(wire)
+    assert len(inner.opened) == 1
+    assert not drained.called
+    stream.respond(ResponseHead(200, b"", []), end=True)
+    inner.clock.advance(0)
+    assert FrameType.HEAD in kinds(wire)
+    assert not drained.called  # until it has arrived
+    wire.say(encode(FrameType.ACK, 0, 0, u64.pack(2)))
+    assert drained.called
+    assert handler.code is None
+    assert decode_goaway(wire.take()[-1][1])[1] is TunnelCode.CLOSED
+    assert wire.calls == ["close"]
+    assert inner.connector.drain() is drained
+    inner.stop()
+    assert len(inner.outer_layer.dials) == 1
+
+
+def test_draining_tells_the_outer_layer(inner):
+    wire = inner.lasting()
+    inner.open_stream(wire)
+    wire.take()
+    inner.connector.drain()
+    inner.clock.advance(0)
+    (payload,) = [payload for kind, payload in wire.take() if kind == FrameType.GOAWAY]
+    assert decode_goaway(payload)[1] is TunnelCode.NO_ERROR
+    inner.stop()
+
+
+@pytest.mark.parametrize(
+    "come_so_far",
+    [
+        lambda inner: None,
+        lambda inner: inner.last.fail(ConnectionRefusedError()),
+        lambda inner: inner.last.connect(),
+        lambda inner: inner.last.open(),
+        lambda inner: inner.lasting().lose(),
+    ],
+    ids=["dialling", "waiting", "opening", "greeting", "suspended without a stream"],
+)
+def test_draining_without_a_stream_is_done_at_once(inner, come_so_far):
+    come_so_far(inner)
+    drained = inner.connector.drain()
+    inner.clock.advance(0)
+    assert drained.called
+    inner.stop()
+    inner.clock.advance(1_000)
+    assert len(inner.outer_layer.dials) == 1
+
+
+def test_draining_a_suspended_tunnel_waits_for_it(inner):
+    wire = inner.lasting()
+    stream, _ = inner.open_stream(wire)
+    wire.lose()
+    drained = inner.connector.drain()
+    inner.clock.advance(0)
+    assert not drained.called
+    wire = inner.come_back(received=0)
+    stream.respond(ResponseHead(200, b"", []), end=True)
+    inner.clock.advance(0)
+    assert not drained.called
+    wire.say(encode(FrameType.ACK, 0, 0, u64.pack(1)))
+    assert drained.called
+    inner.stop()
+
+
+def test_draining_a_suspended_tunnel_that_never_comes_back(inner):
+    wire = inner.lasting()
+    inner.open_stream(wire)
+    wire.lose()
+    drained = inner.connector.drain()
+    dials = len(inner.outer_layer.dials)
+    while not drained.called:
+        inner.clock.advance(0.1)
+        if len(inner.outer_layer.dials) > dials:
+            dials += 1
+            inner.last.fail(ConnectionRefusedError())
+        assert inner.clock.seconds() < 100
+    assert dials > 20
+    inner.stop()
+
+
+# ---------------------------------------------------------------------- stopping, again
+
+
+@pytest.mark.parametrize(
+    "come_so_far",
+    [
+        lambda inner: inner.gap_of_many(),
+        lambda inner: (inner.gap_of_many(), inner.last.connect()),
+        lambda inner: (inner.gap_of_many(), inner.last.open()),
+        lambda inner: inner.come_back(received=0),
+        lambda inner: None,
+    ],
+    ids=["dialling", "opening", "greeting", "resumed", "waiting"],
+)
+def test_stop_with_a_tunnel_that_was_lost(inner, come_so_far):
+    wire = inner.lasting()
+    _, handler = inner.open_stream(wire)
+    wire.lose()
+    come_so_far(inner)
+    inner.stop()
+    assert handler.code is StreamCode.TUNNEL_LOST
+    dials = len(inner.outer_layer.dials)
+    inner.clock.advance(1_000)
+    assert len(inner.outer_layer.dials) == dials
+
+
+def test_stop_with_lines_that_were_left(inner):
+    wires = []
+    for number in range(1, 4):
+        wires.append(inner.lasting(number))
+        told_to_leave(inner, wires[-1])
+        inner.gap_of_many()
+    wires[0].lose()
+    inner.stop()
+    assert not any(wire.open for wire in wires)
