@@ -535,7 +535,7 @@ def test_an_inner_layer_of_before() -> None:
 
 @pytest.mark.parametrize("capabilities", [..., [], ["other"]])
 def test_an_outer_layer_of_before(capabilities: Any) -> None:
-    """Its CHALLENGE says nothing of resuming: the tunnel is not named, and the rest is as it was."""
+    """Its CHALLENGE says nothing of resuming: the tunnel is not named, the rest is as it was."""
     inner = make_returning()
     hello = inner.start()[1]
     challenge = repacked(frame(make_outer().receive(HELLO, hello))[1], capabilities=capabilities)

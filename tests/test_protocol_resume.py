@@ -211,7 +211,7 @@ def play(cuts, direction, resend_buffer):
         nonlocal messages
         busy = True
         while busy:
-            busy = any([side.pump() for side in world.sides])
+            busy = world.outer.pump() | world.inner.pump()
             for side in world.sides:
                 while side.wire:
                     messages += 1
