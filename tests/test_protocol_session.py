@@ -315,6 +315,20 @@ def test_going_away(pair):
     assert not pair.outer.session.available
 
 
+def test_what_the_peer_says_it_never_accepted_was_not_worked_on(pair):
+    """It left while the opening was on its way: another tunnel may have the request."""
+    accepted = pair.open()
+    pair.run()
+    late = pair.open()
+    pair.outer.session.next_message()  # on its way, and never arrives
+    pair.inner.session.go_away(TunnelCode.CLOSED, "bye")
+    pair.outer.session.receive(pair.inner.session.next_message())
+    assert pair.outer.gone == (accepted.stream.id, TunnelCode.CLOSED, "bye")
+    pair.outer.session.end(StreamCode.TUNNEL_LOST, "bye")
+    assert accepted.code is StreamCode.TUNNEL_LOST
+    assert late.code is StreamCode.REFUSED
+
+
 def test_the_end_of_the_tunnel_resets_every_stream(pair):
     handlers = [pair.open() for _ in range(3)]
     pair.run()
@@ -517,6 +531,45 @@ def test_a_flood_of_openings_is_refused_and_then_ends_the_tunnel():
     assert caught.value.code is TunnelCode.FLOODED
     assert len(side.handlers) == 10
     assert side.session._control_size < 2_000_000
+
+
+def test_heads_that_pile_up_while_there_is_no_carrier_are_no_flood():
+    """The origins' doing, not the peer's; and what may be open at a time bounds it."""
+    pair = Pair(max_streams=500)
+    clients = [pair.open() for _ in range(500)]
+    pair.run()
+    large = ResponseHead(200, b"OK", [(b"A", b"x" * 5_000)])
+    for origin in pair.inner.handlers:
+        origin.stream.respond(large, end=True)
+    pair.inner.session.receive(encode(FrameType.PING, 0, 0, bytes(8)))
+    pair.run()
+    assert {client.heads[0].headers[0][1] for client in clients} == {b"x" * 5_000}
+
+
+def test_answers_that_nobody_takes_end_the_tunnel():
+    """Pongs, and refusals of what makes no sense; earned by data, so that it is no flood."""
+    ping = encode(FrameType.PING, 0, 0, bytes(8)) * 8
+    senseless = encode(FrameType.OPEN, 0, 1, b"\x80")
+    for answered in (ping, None):
+        side = Side(False)
+        opened(side, flags=0)
+        number = 1
+        with pytest.raises(TunnelError) as caught:
+            for _ in range(100_000):
+                number += 2
+                message = answered or senseless[:5] + u32.pack(number) + senseless[9:]
+                side.session.receive(encode(FrameType.DATA, 0, 1, b"x") + message)
+                assert side.session._control_size < 2_000_000
+        assert caught.value.code is TunnelCode.FLOODED
+
+
+def test_answers_that_are_taken_are_forgotten():
+    side = Side(False)
+    opened(side, flags=0)
+    message = encode(FrameType.DATA, 0, 1, b"x") + encode(FrameType.PING, 0, 0, bytes(8)) * 8
+    for _ in range(30_000):
+        side.session.receive(message)
+        side.session.next_message()
 
 
 def test_time_forgives_pings():

@@ -76,7 +76,9 @@ ACK_BYTES = 262_144  # the same in bytes of messages; before that it rides along
 # Stream numbers left when the tunnel is to be replaced: minutes of the fastest use.
 SPARE_IDS = 2_000_000
 
-MAX_CONTROL = 1_048_576  # bytes of frames other than data that wait for the carrier
+# Bytes of frames other than data that wait for the carrier, beyond which nothing is opened. Who has
+# us answer so much, and does not take the answers, is cut off.
+MAX_CONTROL = 1_048_576
 
 # A peer may send so many more frames that carry nothing than frames that carry something go either
 # way. Generous: an honest one sends about one CREDIT for two DATA and one ACK for 64 frames.
@@ -135,13 +137,13 @@ class Session:
         self._urgent: deque[bytes] = deque()  # frames of stream 0
         self._control: deque[bytes] = deque()  # frames of streams that are not data
         self._control_size = 0  # of both
-        # Beyond it only frames that answer the peer's own can pile up.
-        self._most_control = MAX_CONTROL * 2 if opens else MAX_CONTROL
+        self._answers = 0  # bytes of them that answer the peer, since last none waited
         self._turns = Turns()
         self._woken = False
         self._blocked = False  # something waits for an acknowledgement
         self._farewell: bytes | None = None  # our GOAWAY, told again on each new carrier
         self._leaving = False  # the peer takes no further streams, or we open none
+        self._accepted = MAX_STREAM_ID  # the last stream that the peer has worked on, it says
         self._ended = False
         self._outbox = Outbox(limits.resend_buffer, memory.resend)
         self._told = 0  # how many of the received frames the peer has been told
@@ -259,7 +261,7 @@ class Session:
         self._outbox.clear()
         for stream in list(self.streams.values()):
             try:
-                if stream.id in unheard:
+                if stream.id in unheard or stream.id > self._accepted:
                     stream.receive_reset(StreamCode.REFUSED, detail)
                 else:
                     stream.receive_reset(code, detail)
@@ -325,6 +327,8 @@ class Session:
             self._bytes_untold = 0
             self._acknowledge_now = False
             parts.append(pack_header(FrameType.ACK, 0, 0, 8) + u64.pack(self._told))
+        if not self._control_size:
+            self._answers = 0
         message = b"".join(parts)
         if not message:
             self._woken = False
@@ -457,7 +461,7 @@ class Session:
         while self.buffered > self._limits.max_buffered:
             self.shed()
         self._memory.shed()
-        if self._control_size > self._most_control:
+        if self._answers > MAX_CONTROL:
             raise TunnelError(TunnelCode.FLOODED, "asks for answers but does not take them")
 
     def _receive_frame(
@@ -494,8 +498,7 @@ class Session:
         self._last_id = number
         if self._farewell is not None or len(self.streams) >= self._limits.max_streams:
             self._spend()
-            reason = encode_reset(StreamCode.REFUSED, "no further streams")
-            self.send_frame(encode(FrameType.RESET, 0, number, reason))
+            self._refuse(number, StreamCode.REFUSED, "no further streams")
             return
         try:
             head, to = decode_open(payload)
@@ -523,7 +526,9 @@ class Session:
     def _receive_control(self, kind: int, payload: bytes) -> None:
         self._spend()
         if kind == FrameType.PING:
-            self._send(encode(FrameType.PONG, 0, 0, payload))
+            answer = encode(FrameType.PONG, 0, 0, payload)
+            self._answers += len(answer)
+            self._send(answer)
         elif kind == FrameType.PONG:
             self._handler.ponged(payload)
         elif kind == FrameType.ACK:
@@ -532,7 +537,9 @@ class Session:
                 self._wake()
         elif kind == FrameType.GOAWAY:
             self._leaving = True
-            self._handler.going_away(*decode_goaway(payload))
+            last, code, detail = decode_goaway(payload)
+            self._accepted = min(self._accepted, last)
+            self._handler.going_away(last, code, detail)
         elif kind < FrameType.OPEN:
             raise TunnelError(TunnelCode.PROTOCOL_ERROR, "a handshake frame after the handshake")
 
@@ -548,13 +555,18 @@ class Session:
     def _break(self, error: StreamError) -> None:
         """The peer broke a rule on one stream: tell it, and whoever handles it here."""
         stream = self.streams.get(error.stream)
-        reason = encode_reset(error.code, error.detail)
-        self.send_frame(encode(FrameType.RESET, 0, error.stream, reason))
+        self._refuse(error.stream, error.code, error.detail)
         if stream is not None:
             try:
                 stream.receive_reset(error.code, error.detail)
             except Exception:  # noqa: BLE001 - as above
                 self._handler.handler_failed(stream)
+
+    def _refuse(self, number: int, code: StreamCode, detail: str) -> None:
+        """Reset a stream by the peer's doing."""
+        frame = encode(FrameType.RESET, 0, number, encode_reset(code, detail))
+        self._answers += len(frame)
+        self.send_frame(frame)
 
     def shed(self) -> None:
         """Give up the stream that holds most for its reader."""
