@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -16,7 +17,7 @@ from sockgw.outer.config import OuterConfig
 from sockgw.outer.keyring import Keyring
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.registry import Registry
-from sockgw.protocol.errors import TunnelCode
+from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.frames import FIN, FrameType, encode
 from sockgw.protocol.handshake import (
     CHALLENGE,
@@ -27,11 +28,14 @@ from sockgw.protocol.handshake import (
     WELCOME,
     InnerHandshake,
     Refused,
+    Resumption,
     Welcome,
     signed_message,
 )
-from sockgw.protocol.payloads import decode_goaway
+from sockgw.protocol.heads import RequestHead, ResponseHead
+from sockgw.protocol.payloads import Destination, decode_goaway, encode_goaway, encode_response, u64
 
+GOODBYE = encode(FrameType.GOAWAY, 0, 0, encode_goaway(0, TunnelCode.CLOSED, "bye"))
 HOST = "gateway.test"
 ADDRESS = "192.0.2.1"
 
@@ -111,7 +115,7 @@ def outer(keys):
     return Outer(keys)
 
 
-def inner_side(key, identifier="", host=HOST, binding=None):
+def inner_side(key, identifier="", host=HOST, binding=None, resumption=None, secret=b""):
     return InnerHandshake(
         nonce=os.urandom(NONCE_SIZE),
         fingerprint=key.public_key.fingerprint,
@@ -120,13 +124,15 @@ def inner_side(key, identifier="", host=HOST, binding=None):
         host=host,
         channel_binding=binding,
         agent="test/1",
+        resumption=resumption,
+        secret=secret,
     )
 
 
-def greet(outer, key, identifier="", host=HOST, binding=None, wire=None):
+def greet(outer, key, identifier="", host=HOST, binding=None, wire=None, **coming_back):
     """Perform the handshake up to the proof; return the connection and the inner side."""
     wire = wire or outer.open(binding=binding)
-    inner = inner_side(key, identifier, host, binding)
+    inner = inner_side(key, identifier, host, binding, **coming_back)
     wire.say(framed(*inner.start()))
     ((kind, payload),) = wire.take()
     assert kind == CHALLENGE
@@ -141,6 +147,7 @@ def admitted(outer, *args, **kwargs):
     welcome = inner.receive(kind, payload)
     assert type(welcome) is Welcome
     assert rest == []
+    wire.say(framed(FrameType.PING, bytes(8)))  # as any inner layer does at once
     return wire, welcome
 
 
@@ -220,7 +227,8 @@ def test_no_timer_of_the_greeting_is_left(outer, keys):
     assert len(outer.registry) == 1
 
 
-def test_an_end_is_told(outer, keys, events):
+def test_an_end_is_told(keys, events):
+    outer = Outer(keys, resume_window="0")
     wire, _ = admitted(outer, keys["office"])
     events.clear()
     outer.clock.advance(0)
@@ -516,7 +524,7 @@ def test_a_full_registry(keys, events):
         )
     ]
     assert [member.identifier for member in outer.registry] == ["office"]
-    first.lose()
+    first.say(GOODBYE)
     admitted(outer, keys["plant"])
 
 
@@ -634,3 +642,354 @@ def test_fin_on_a_handshake_frame_is_ignored(outer, keys):
     kind, payload = inner_side(keys["office"]).start()
     wire.say(encode(FrameType(kind), FIN, 0, payload))
     assert wire.take()[0][0] == CHALLENGE
+
+
+# ---------------------------------------------------------------------- coming back
+
+
+class Incoming:
+    """Handles a stream of the outer layer; keeps why it was reset."""
+
+    def __init__(self):
+        self.code = None
+        self.heads = []
+
+    def head_received(self, head):
+        self.heads.append(head.status)
+
+    def ended(self, trailers):
+        """Nothing to do."""
+
+    def reset(self, code, detail):
+        assert self.code is None
+        self.code = code
+
+
+def open_stream(member):
+    handler = Incoming()
+    head = RequestHead(b"GET", b"/", [])
+    handler.stream = member.tunnel.open(head, Destination("http", "a", 80), handler, complete=True)
+    return handler
+
+
+def back(outer, key, welcome, received=0, **changes):
+    """Come back to a tunnel; return the connection and what the outer layer says, or None."""
+    resumption = Resumption(changes.pop("tunnel", welcome.tunnel), received)
+    secret = changes.pop("secret", welcome.secret)
+    wire, inner = greet(outer, key, resumption=resumption, secret=secret, **changes)
+    frames = wire.take()
+    if not frames:
+        return wire, None
+    kind, payload = frames[0]
+    assert kind == WELCOME
+    answer = inner.receive(kind, payload)
+    wire.say(framed(FrameType.PING, bytes(8)))
+    return wire, answer
+
+
+@pytest.fixture
+def lost(outer, keys):
+    """An inner layer whose connection broke, with a stream that waits for it."""
+    wire, welcome = admitted(outer, keys["office"])
+    (member,) = outer.registry
+    handler = open_stream(member)
+    outer.clock.advance(0)
+    wire.lose("the cable broke")
+    assert member.tunnel.suspended
+    outer.clock.advance(1)
+    return SimpleNamespace(member=member, welcome=welcome, handler=handler, wire=wire)
+
+
+def test_each_tunnel_has_a_secret_of_its_own(outer, keys):
+    welcomes = [admitted(outer, keys["office"])[1] for _ in range(5)]
+    assert len({welcome.secret for welcome in welcomes}) == 5
+    assert {len(welcome.secret) for welcome in welcomes} == {32}
+    assert {member.secret for member in outer.registry} == {w.secret for w in welcomes}
+    assert not any(welcome.secret.hex() in repr(list(outer.registry)) for welcome in welcomes)
+    assert not any(repr(welcome.secret) in repr(list(outer.registry)) for welcome in welcomes)
+
+
+def test_an_inner_layer_comes_back(outer, keys, events, lost):
+    wire, welcome = back(outer, keys["office"], lost.welcome)
+    assert welcome.tunnel == lost.welcome.tunnel
+    assert welcome.received == 0
+    assert welcome.secret == b""
+    assert list(outer.registry) == [lost.member]
+    assert not lost.member.tunnel.suspended
+    assert wire.listener is lost.member.tunnel
+    assert lost.handler.code is None
+    outer.clock.advance(0)
+    assert FrameType.OPEN in [kind for kind, _ in wire.take()]  # it was not received
+    assert outer.metrics._events["resumes"] == 1
+    assert outer.metrics._events["takeovers"] == 0
+    assert [text for _, text in events if "has lost its connection: the cable broke" in text]
+    assert "is back address=192.0.2.1: 1 streams go on, 70 bytes are sent again" in events[-1][1]
+    # And again, having received the stream's frame.
+    wire.lose()
+    wire, welcome = back(outer, keys["office"], lost.welcome, received=1)
+    assert welcome.received == 0
+    outer.clock.advance(0)
+    assert FrameType.OPEN not in [kind for kind, _ in wire.take()]
+
+
+def test_a_newer_connection_takes_over_from_one_that_looks_alive(outer, keys, events):
+    old, welcome = admitted(outer, keys["office"])
+    (member,) = outer.registry
+    handler = open_stream(member)
+    new, answer = back(outer, keys["office"], welcome)
+    assert answer.received == 0
+    assert old.calls == ["abort"]
+    assert new.listener is member.tunnel
+    assert outer.metrics._events["takeovers"] == 1
+    assert "is back while its old connection looked alive" in events[-1][1]
+    outer.clock.advance(0)
+    assert handler.code is None
+    assert not member.tunnel.suspended
+    assert len(outer.registry) == 1
+
+
+def test_the_count_in_welcome_is_that_after_the_last_of_the_old_connection(outer, keys, lost):
+    """What the old one still brings must not be counted after it was told."""
+    number = lost.handler.stream.id
+    response = encode(FrameType.HEAD, 0, number, encode_response(ResponseHead(200, b"", [])))
+    wire, _ = back(outer, keys["office"], lost.welcome, received=1)
+    wire.say(response)
+    newer, answer = back(outer, keys["office"], lost.welcome, received=1)
+    assert answer.received == 1
+    wire.listener.message_received(encode(FrameType.DATA, FIN, number, b""))
+    assert lost.member.tunnel.session.received == 1
+    assert lost.handler.heads == [200]
+
+
+def test_a_stolen_id_without_the_secret(outer, keys, events, lost):
+    wire, answer = back(outer, keys["office"], lost.welcome, secret=b"x" * 32)
+    assert answer is None
+    assert wire.calls == ["refuse"]
+    assert outer.refusals == {Refused.SIGNATURE: 1}
+    assert "wrong secret of a tunnel" in events[-1][1]
+    assert lost.member.tunnel.suspended
+    assert lost.handler.code is None
+
+
+@pytest.mark.parametrize("suspended", [True, False])
+def test_another_key_with_a_stolen_id_and_secret_gets_a_tunnel_of_its_own(
+    outer, keys, lost, suspended
+):
+    if not suspended:
+        back(outer, keys["office"], lost.welcome)
+    resumption = Resumption(lost.welcome.tunnel, 0)
+    secret = lost.welcome.secret
+    wire, inner = greet(outer, keys["plant"], resumption=resumption, secret=secret)
+    answer = inner.receive(*wire.take()[0])
+    assert answer.identifier == "plant"
+    assert answer.tunnel != lost.welcome.tunnel
+    assert answer.received is None
+    assert lost.member.tunnel.suspended is suspended
+    assert lost.handler.code is None
+    assert outer.metrics._events["resumes"] == (0 if suspended else 1)
+    assert len(outer.registry) == 2
+
+
+def test_another_identifier_of_the_same_key_gets_a_tunnel_of_its_own(outer, keys):
+    wire, welcome = admitted(outer, keys["both"], identifier="one")
+    wire.lose()
+    _, answer = back(outer, keys["both"], welcome, identifier="two")
+    assert answer.identifier == "two"
+    assert answer.received is None
+    assert outer.registry.identifiers() == {"two": 1}
+    assert outer.registry.suspended_identifiers() == {"one": 1}
+
+
+@pytest.mark.parametrize("received", [2, 1_000, 2**64 - 1])
+def test_who_has_received_more_than_was_sent_gets_a_new_tunnel(outer, keys, lost, received):
+    _, answer = back(outer, keys["office"], lost.welcome, received=received)
+    assert answer.received is None
+    assert answer.tunnel != lost.welcome.tunnel
+    assert lost.handler.code is None  # until its window is over
+
+
+def test_who_has_received_less_than_it_said_gets_a_new_tunnel(outer, keys, lost):
+    wire, _ = back(outer, keys["office"], lost.welcome, received=1)
+    wire.lose()
+    _, answer = back(outer, keys["office"], lost.welcome, received=0)
+    assert answer.received is None
+
+
+def test_a_window_that_is_over_is_told(outer, keys, events, lost):
+    events.clear()
+    outer.clock.advance(outer.config.resume_window)
+    assert events == [
+        (
+            "info",
+            "inner layer office disconnected: not resumed in time after: the cable broke"
+            f" address={ADDRESS}",
+        )
+    ]
+    assert outer.clock.getDelayedCalls() == []
+
+
+def test_a_tunnel_that_is_over_is_not_resumed(outer, keys, lost):
+    outer.clock.advance(outer.config.resume_window)
+    assert lost.handler.code is StreamCode.TUNNEL_LOST
+    assert len(outer.registry) == 0
+    _, answer = back(outer, keys["office"], lost.welcome)
+    assert answer.received is None
+    assert answer.tunnel != lost.welcome.tunnel
+    assert answer.secret not in (b"", lost.welcome.secret)
+
+
+def test_an_outer_layer_that_was_restarted(outer, keys, lost):
+    other = Outer(keys)
+    _, answer = back(other, keys["office"], lost.welcome)
+    assert answer.received is None
+    assert len(other.registry) == 1
+
+
+def test_without_a_window_there_is_no_secret_and_no_coming_back(keys):
+    outer = Outer(keys, resume_window="0")
+    wire, welcome = admitted(outer, keys["office"])
+    assert welcome.resume_window == 0
+    assert welcome.secret == b""
+    (member,) = outer.registry
+    handler = open_stream(member)
+    outer.clock.advance(0)
+    wire.lose()
+    assert handler.code is StreamCode.TUNNEL_LOST
+    assert len(outer.registry) == 0
+    assert outer.clock.getDelayedCalls() == []
+
+
+def test_a_window_of_less_than_a_second_is_not_told_as_none(keys):
+    _, welcome = admitted(Outer(keys, resume_window="200"), keys["office"])
+    assert welcome.resume_window == 1
+
+
+def test_an_inner_layer_that_cannot_come_back_is_not_waited_for(outer, keys):
+    inner = inner_side(keys["office"])
+    _, hello = inner.start()
+    fields = {**msgpack.unpackb(hello), "capabilities": []}
+    hello = msgpack.packb(fields)
+    wire = outer.open()
+    wire.say(framed(HELLO, hello))
+    ((_, challenge),) = wire.take()
+    message = signed_message(
+        hello=hello,
+        challenge=challenge,
+        fingerprint=keys["office"].public_key.fingerprint,
+        identifier="office",
+        host=HOST,
+        channel_binding=b"",
+    )
+    proof = {
+        "key": keys["office"].public_key.fingerprint,
+        "identifier": "office",
+        "host": HOST,
+        "signature": keys["office"].sign(message),
+    }
+    wire.say(framed(PROOF, msgpack.packb(proof)))
+    fields = msgpack.unpackb(wire.take()[0][1])
+    assert fields["resume_window"] == 0
+    assert "secret" not in fields
+    wire.say(framed(FrameType.PING, bytes(8)))
+    wire.lose()
+    assert len(outer.registry) == 0
+
+
+def test_who_never_said_a_word_is_not_waited_for(outer, keys):
+    """WELCOME may have been lost: nobody knows of that tunnel."""
+    wire, _ = greet(outer, keys["office"])
+    assert len(outer.registry) == 1
+    wire.lose()
+    assert len(outer.registry) == 0
+
+
+def test_a_revoked_key_does_not_come_back(keys, directory, events):
+    outer = Outer(keys, public_key=str(directory))
+    wire, welcome = admitted(outer, keys["office"])
+    (member,) = outer.registry
+    outer.clock.advance(0)
+    wire.lose()
+    (directory / "office.crt").unlink()
+    outer.keyring.check()
+    outer.admission.revoke()
+    assert len(outer.registry) == 0
+    _, answer = back(outer, keys["office"], welcome)
+    assert answer is None
+    assert outer.refusals == {Refused.KEY: 1}
+    assert not member.tunnel.suspended
+
+
+def test_waiting_tunnels_of_a_key_make_room_for_its_new_ones(keys):
+    """The oldest first; those of others, and those that are connected, stay."""
+    outer = Outer(keys, max_tunnels_per_key="3")
+    admitted(outer, keys["plant"])[0].lose()
+    wires = [admitted(outer, keys["office"])[0] for _ in range(3)]
+    plant, *members = outer.registry
+    handlers = [open_stream(member) for member in members]
+    outer.clock.advance(0)
+    wires[0].lose()
+    wires[1].lose()
+    admitted(outer, keys["office"])
+    assert [handler.code for handler in handlers] == [StreamCode.TUNNEL_LOST, None, None]
+    admitted(outer, keys["office"])
+    assert [handler.code for handler in handlers] == [StreamCode.TUNNEL_LOST] * 2 + [None]
+    wire, _ = greet(outer, keys["office"])
+    assert wire.take() == []
+    assert wire.calls == ["close"]
+    assert outer.refusals == {Refused.LIMIT: 1}
+    assert plant in list(outer.registry)
+
+
+def test_coming_back_needs_no_room(keys):
+    outer = Outer(keys, max_tunnels="1", max_tunnels_per_key="1")
+    wire, welcome = admitted(outer, keys["office"])
+    _, answer = back(outer, keys["office"], welcome)
+    assert answer.received == 0
+    assert len(outer.registry) == 1
+    assert wire.calls == ["abort"]
+
+
+def test_two_inner_layers_with_one_key_never_fight(outer, keys):
+    """Each has a tunnel, and comes back to its own."""
+    pairs = [admitted(outer, keys["office"]) for _ in range(2)]
+    for _ in range(3):
+        for wire, _ in pairs:
+            wire.lose()
+        pairs = [
+            (back(outer, keys["office"], welcome)[0], welcome) for _, welcome in reversed(pairs)
+        ]
+        assert len(outer.registry) == 2
+        assert not any(member.tunnel.suspended for member in outer.registry)
+    assert outer.metrics._events["resumes"] == 6
+    assert outer.metrics._events["takeovers"] == 0
+
+
+def test_a_successor_retires_the_tunnel_whose_numbers_run_out(outer, keys):
+    wire, _ = admitted(outer, keys["office"])
+    other, _ = admitted(outer, keys["plant"])
+    old, plant = outer.registry
+    for member in (old, plant):
+        member.tunnel.session._last_id = 0x7FFF_FFFF - 2
+    handler = open_stream(old)
+    outer.clock.advance(0)
+    wire.take()
+    admitted(outer, keys["office"])
+    outer.clock.advance(0)
+    assert not old.tunnel.available
+    assert handler.code is None
+    assert plant in list(outer.registry)
+    number = handler.stream.id
+    answer = encode(FrameType.HEAD, FIN, number, encode_response(ResponseHead(200, b"", [])))
+    wire.say(answer + framed(FrameType.ACK, u64.pack(1)))
+    outer.clock.advance(0)
+    assert handler.heads == [200]
+    assert old not in list(outer.registry)
+    assert len(outer.registry) == 2
+
+
+def test_stopping_ends_what_waits_too(outer, keys, lost):
+    outer.admission.stop()
+    assert lost.handler.code is StreamCode.TUNNEL_LOST
+    outer.clock.advance(0)
+    assert outer.clock.getDelayedCalls() == []
+    assert len(outer.registry) == 0
