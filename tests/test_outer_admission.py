@@ -754,7 +754,7 @@ def test_the_count_in_welcome_is_that_after_the_last_of_the_old_connection(outer
     response = encode(FrameType.HEAD, 0, number, encode_response(ResponseHead(200, b"", [])))
     wire, _ = back(outer, keys["office"], lost.welcome, received=1)
     wire.say(response)
-    newer, answer = back(outer, keys["office"], lost.welcome, received=1)
+    _, answer = back(outer, keys["office"], lost.welcome, received=1)
     assert answer.received == 1
     wire.listener.message_received(encode(FrameType.DATA, FIN, number, b""))
     assert lost.member.tunnel.session.received == 1
@@ -966,7 +966,7 @@ def test_two_inner_layers_with_one_key_never_fight(outer, keys):
 
 def test_a_successor_retires_the_tunnel_whose_numbers_run_out(outer, keys):
     wire, _ = admitted(outer, keys["office"])
-    other, _ = admitted(outer, keys["plant"])
+    _, _ = admitted(outer, keys["plant"])
     old, plant = outer.registry
     for member in (old, plant):
         member.tunnel.session._last_id = 0x7FFF_FFFF - 2
