@@ -40,6 +40,8 @@ EXAMPLES = {
     "signed message": _handshake["signed message"],
     "PROOF": encode(FrameType.PROOF, 0, 0, _handshake["PROOF"]),
     "WELCOME": encode(FrameType.WELCOME, 0, 0, _handshake["WELCOME"]),
+    "PROOF that resumes": encode(FrameType.PROOF, 0, 0, _handshake["PROOF that resumes"]),
+    "WELCOME that resumes": encode(FrameType.WELCOME, 0, 0, _handshake["WELCOME that resumes"]),
     "OPEN": encode(FrameType.OPEN, FIN, 1, encode_open(REQUEST, TO)),
     "OPEN of a service": encode(FrameType.OPEN, 0, 3, encode_open(REQUEST, SERVICE)),
     "HEAD": encode(FrameType.HEAD, 0, 1, encode_response(RESPONSE)),

@@ -1,4 +1,4 @@
-"""What slow readers hold is bounded, for a tunnel and for the process; whoever holds most gives up."""
+"""What slow readers hold is bounded, for a tunnel and for the process; who holds most gives up."""
 
 import pytest
 
