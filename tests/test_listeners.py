@@ -40,15 +40,22 @@ class Closing(TestCase):
         return Deferred.fromCoroutine(close_listener(self.reactor, port))
 
     @inlineCallbacks
-    def all_are_greeted(self, clients):
+    def turns(self, done):
+        """Let the reactor work until it is done."""
         for _ in range(1000):
-            if all(each.transport.disconnected for each in self.factory.connections):
-                break
+            if done():
+                return
             turn = Deferred()
             self.reactor.callLater(0.001, turn.callback, None)
             yield turn
+        raise AssertionError("it does not get done")
+
+    @inlineCallbacks
+    def all_are_greeted(self, clients):
+        connections = self.factory.connections
+        yield self.turns(lambda: all(each.transport.disconnected for each in connections))
         for client in clients:
-            client.settimeout(5)
+            client.settimeout(1)
             assert client.recv(10) == b"hello"
             assert client.recv(10) == b""
 
@@ -84,10 +91,7 @@ class Closing(TestCase):
         client = self.connect(("127.0.0.1", port.getHost().port))
         client.sendall(b"PROXY TCP4 203.0.113.7 203.0.113.1 5555 80\r\n")
         yield self.close(port)
-        while not self.factory.connections:
-            turn = Deferred()
-            self.reactor.callLater(0, turn.callback, None)
-            yield turn
+        yield self.turns(lambda: self.factory.connections)
         yield self.all_are_greeted([client])
 
     @inlineCallbacks
