@@ -184,6 +184,9 @@ def service(tmp_path, monkeypatch):
     service.events = []
     for name in ("drain", "leave", "stop"):
         monkeypatch.setattr(service._admission, name, lambda name=name: service.events.append(name))
+    monkeypatch.setattr(
+        service._gateway.dispatcher, "stop", lambda: service.events.append("hold nobody")
+    )
     service._ports = [Port(service.events)]
     return service
 
@@ -205,7 +208,8 @@ def test_inner_layers_are_told_once_the_listeners_are_closed(service):
     assert service._gateway.draining
     assert service.events == ["drain", "closing"]
     port.closed.callback(None)
-    assert service.events == ["drain", "closing", "leave", "stop"]
+    # Else what the tunnels lose would be held, and answered by nobody.
+    assert service.events == ["drain", "closing", "leave", "hold nobody", "stop"]
     assert drained.called
 
 

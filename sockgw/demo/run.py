@@ -143,6 +143,7 @@ class _Demo:
             *("sockgw", "inner-layer", "--private-key", "demo.key"),
             *("--outer-layer", f"ws://127.0.0.1:{sockets.number}"),
             *("--allow", f"127.0.0.1:{origin.number}"),
+            *("--drain-timeout", "1000"),
         )
         self._await(gate, "/readyz", "the inner layer has no tunnel to the outer layer")
         _tell("inner layer", f"dialled ws://127.0.0.1:{sockets.number}", self.children[2])

@@ -200,6 +200,7 @@ class OuterService(Daemon):
             self._log.info("drained")
         else:
             self._log.warn("drain-timeout is over: {count} requests cut off", count=gateway.busy)
+        gateway.dispatcher.stop()  # or what the tunnels lose would wait for others
         admission.stop()
         gone = [self._carriers.emptied(), gateway.emptied()]
         await self._within(_PARTING, DeferredList(gone, consumeErrors=True))

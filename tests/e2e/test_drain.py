@@ -22,6 +22,9 @@ PIECES = 64
 PAUSE_AFTER = 8  # pieces
 GRACE = 1.0  # seconds, sockgw.outer.service._GRACE
 
+# An inner layer waits for an outer layer that is gone, should it come back to its streams.
+QUICK = ("--drain-timeout", "100")
+
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
@@ -58,7 +61,7 @@ class Draining:
     def __init__(self, stack: ExitStack, directory: Path, keys: Keys, *options: str) -> None:
         self.slow = Slow()
         origin = stack.enter_context(Origin(answering(self.slow.respond)))
-        self.gateway = stack.enter_context(Gateway(directory, keys, options))
+        self.gateway = stack.enter_context(Gateway(directory, keys, options, QUICK))
         self.outer: Outer = self.gateway.outer
         self.port = self.gateway.port
         self.host = self.gateway.route(origin)
