@@ -13,6 +13,7 @@ from sockgw.config import Config, ConfigError, Missing, load, setting, settings_
 from sockgw.inner.config import InnerConfig, InnerOptions
 from sockgw.options import make_options
 from sockgw.outer.config import OuterConfig, OuterOptions
+from sockgw.protocol.memory import Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,7 +353,11 @@ def test_outer_defaults_are_the_documented_ones():
     assert (outer.timeout, outer.idle_timeout, outer.head_timeout) == (60, 300, 10)
     assert (outer.keep_alive_timeout, outer.half_close_timeout) == (75, 0.75)
     assert (outer.handshake_timeout, outer.validity) == (10, 10)
-    assert (outer.ping_interval, outer.ping_timeout) == (15, 10)
+    assert (outer.ping_interval, outer.ping_timeout, outer.resume_window) == (15, 10, 30)
+    assert outer.limits() == Limits()
+    memory = outer.memory()
+    assert (memory.resend.limit, memory.buffered.limit) == (256 << 20, 512 << 20)
+    assert memory.promised.limit == 256 << 20
     assert (outer.max_header_size, outer.max_header_count, outer.max_body_size) == (32768, 100, 0)
     assert (outer.max_streams, outer.max_tunnels, outer.max_connections) == (1000, 1000, 10000)
     assert (outer.access_log, outer.log_format, outer.channel_binding) == ("-", "text", True)
@@ -424,8 +429,10 @@ def test_inner_defaults_are_the_documented_ones():
     assert (inner.connect_timeout, inner.idle_timeout, inner.origin_keep_alive) == (10, 300, 15)
     assert (inner.max_idle_connections, inner.max_streams) == (64, 1000)
     assert (inner.max_header_size, inner.max_header_count) == (65536, 200)
-    assert (inner.reconnect_delay, inner.max_reconnect_delay, inner.refused_delay) == (0.5, 30, 120)
+    assert (inner.reconnect_delay, inner.max_reconnect_delay, inner.refused_delay) == (0.75, 2, 120)
     assert (inner.handshake_timeout, inner.ping_interval, inner.ping_timeout) == (10, 15, 10)
+    assert inner.drain_timeout == 60
+    assert inner.limits() == Limits()
     assert (inner.allow, inner.service, inner.proxy, inner.insecure) == ((), {}, "", False)
 
 
