@@ -3,6 +3,7 @@
 import pytest
 from gatewaybench import Bench
 
+from sockgw.outer.kept import KeptBody
 from sockgw.outer.targets import parse_targets
 from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.windows import WINDOW
@@ -354,6 +355,16 @@ def test_all_bodies_together_are_bounded():
             client.send(bytes(20_000))
     assert bench.gateway.dispatcher.bodies.size <= 100_000 + 5 * 20_000
     assert [client.transport.reading for client in clients].count(False) >= 3
+    inner = bench.inner()
+    for client, incoming in zip(clients, inner.streams, strict=True):
+        while incoming.trailers is None:
+            assert client.send(bytes(20_000)), "it is not read on"
+        assert incoming.body == bytes(60_000)
+    for incoming in inner.streams:
+        incoming.answer()
+    bench.run()
+    assert [client.status for client in clients] == [200] * 5
+    assert at_peace(bench)
 
 
 def test_time_in_hold_is_not_the_origins():
@@ -808,6 +819,43 @@ def test_a_client_that_was_paused_for_one_goes_on_for_another(together):
     other.last.answer()
     bench.run()
     assert client.status == 200
+    assert at_peace(bench)
+
+
+def test_a_client_is_paused_by_who_does_not_take_what_another_one_took():
+    bench = Bench(kept_body="1000000")
+    inners = bench.inner(), bench.inner()
+    client = bench.client()
+    start_upload(client, 600_000)
+    for _ in range(10):
+        assert client.send(bytes(31_000))
+    (one,) = [inner for inner in inners if inner.streams]
+    (other,) = [inner for inner in inners if inner is not one]
+    other.consume = False
+    one.lose()
+    assert len(other.last.body) == WINDOW
+    assert not client.transport.reading
+    other.last.consume = True
+    other.last.take()
+    bench.run()
+    assert client.transport.reading
+
+
+def test_a_fault_of_ours_on_the_way_to_another_one_leaves_nothing(bench, client, monkeypatch):
+    asked = pair(bench)
+    client.get(method="PUT", body=b"body")
+    one, other = asked()
+
+    def fail(body):
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KeptBody, "within", property(fail))
+        one.last.stream.reset(StreamCode.REFUSED)
+        bench.run()
+    assert client.status == 502
+    assert other.last.code is StreamCode.INTERNAL_ERROR
+    assert bench.entry.outcome == "internal error"
     assert at_peace(bench)
 
 

@@ -133,6 +133,8 @@ class Dispatcher:
             return False
         if self.held.relays:
             self.held.discard(relay)
+        if relay.tried:
+            self._metrics.retried()
         body = relay.exchange.body_expected
         try:
             stream = member.tunnel.open(
@@ -143,8 +145,6 @@ class Dispatcher:
         except LocalError:
             relay.refuse(BAD_HEAD)
         else:
-            if relay.tried:
-                self._metrics.retried()
             relay.carry(member, stream)
         return True
 
