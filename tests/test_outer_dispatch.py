@@ -7,7 +7,6 @@ from sockgw.outer.kept import KeptBody
 from sockgw.outer.targets import parse_targets
 from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.windows import WINDOW
-from sockgw.tunnel.tunnel import Tunnel
 
 NO_WORK = (
     StreamCode.REFUSED,
@@ -48,15 +47,6 @@ def inner(bench):
 @pytest.fixture
 def client(bench):
     return bench.client()
-
-
-@pytest.fixture(autouse=True)
-def honest_tunnels(monkeypatch):
-    """A suspended tunnel takes no streams."""
-    available = Tunnel.available.fget
-    monkeypatch.setattr(
-        Tunnel, "available", property(lambda self: available(self) and not self.suspended)
-    )
 
 
 def gone(bench, *names):
@@ -441,6 +431,23 @@ def test_the_origins_clock_stands_still_while_its_tunnel_is_suspended():
     assert not reading.ended
     bench.wait(1)
     assert reading.ended
+
+
+def test_the_origins_clock_stood_still_also_if_the_tunnel_never_comes_back():
+    bench = Bench(hold="5000", timeout="3000")
+    asked = pair(bench)
+    client = bench.client().get()
+    one, other = asked()
+    bench.wait(2)
+    suspend(bench, one)
+    bench.wait(20)
+    one.lose()
+    bench.wait(0.75)
+    assert client.written == b""
+    other.last.answer()
+    bench.run()
+    assert client.status == 200
+    assert bench.entry.held == 0
 
 
 def test_a_client_that_leaves_a_suspended_tunnel(bench, inner, client):
@@ -856,6 +863,30 @@ def test_a_fault_of_ours_on_the_way_to_another_one_leaves_nothing(bench, client,
     assert client.status == 502
     assert other.last.code is StreamCode.INTERNAL_ERROR
     assert bench.entry.outcome == "internal error"
+    assert at_peace(bench)
+
+
+@pytest.mark.parametrize("method", ["choose", "within"])
+def test_a_fault_of_ours_after_the_wait_ends_one_request_only(bench, monkeypatch, method):
+    gone(bench)
+    bad = bench.client().get(method="PUT", body=b"body")
+    good = bench.client().get()
+    faults = []
+
+    def fail(*arguments):
+        monkeypatch.undo()
+        faults.append(None)
+        raise RuntimeError("a bug")
+
+    if method == "choose":
+        monkeypatch.setattr(bench.registry, method, fail)
+    else:
+        monkeypatch.setattr(KeptBody, method, property(fail))
+    inner = bench.inner()
+    assert faults
+    inner.last.answer()
+    bench.run()
+    assert (bad.status, good.status) == (502, 200)
     assert at_peace(bench)
 
 

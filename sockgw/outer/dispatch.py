@@ -19,9 +19,9 @@ All times of one request to the first byte of the answer count together, except 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from sockgw.deadlines import Deadlines
 from sockgw.http.methods import IDEMPOTENT
@@ -32,15 +32,13 @@ from sockgw.outer.kept import KeptBodies
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.refusals import BAD_HEAD, BUSY, NO_INNER_LAYER, TOO_MANY_HELD, Refusal
 from sockgw.outer.registry import Member, Registry
+from sockgw.outer.relay import Relay
 from sockgw.protocol.errors import LocalError, StreamCode
 from sockgw.protocol.session import TunnelFull
 
-if TYPE_CHECKING:
-    from sockgw.outer.relay import Relay
-
 __all__ = ["Dispatcher"]
 
-_NO_WORK = NOT_REACHED | {StreamCode.REFUSED}
+_log = Logger()
 
 
 class Dispatcher:
@@ -105,6 +103,9 @@ class Dispatcher:
             return False
         if not relay.repeatable or relay.tries >= self._max_tries or self._stopping:
             return False
+        suspended_since = relay.member.suspended_since
+        if suspended_since is not None:  # and never came back
+            relay.postpone(self._seconds() - suspended_since)
         relay.tried = (*relay.tried, relay.member)
         return self._ask(relay) or self._hold(relay) is None
 
@@ -170,7 +171,13 @@ class Dispatcher:
             identifiers = relay.route.target.identifiers
             if relay not in self.held.relays or identifiers in hopeless:
                 continue
-            if not self._ask(relay) and not relay.tried:
+            try:
+                asked = self._ask(relay)
+            except Exception:  # noqa: BLE001 - the others must not wait for ever for its sake
+                _log.failure("a request that has waited was not taken")
+                relay.fail()
+                continue
+            if not asked and not relay.tried:
                 hopeless.add(identifiers)
         return any(map(self._registry.serves, hopeless))
 
@@ -179,6 +186,6 @@ class Dispatcher:
         if suspended:
             # While nothing could come from the origin its time stood still.
             for stream in member.tunnel.session.streams.values():
-                relay: Relay = stream.handler  # type: ignore[assignment]
-                relay.postpone(suspended)
+                if isinstance(stream.handler, Relay):
+                    stream.handler.postpone(suspended)
         self.held.wake()

@@ -33,7 +33,8 @@ class Member:
     tunnel_id: bytes = b""  #: by which the inner layer can come back to it
     secret: bytes = field(default=b"", repr=False)  #: which it then has to know
     chosen: int = 0  #: when it was last chosen, by a counter
-    gone: float | None = None  #: since when it takes no streams, in seconds of the registry's clock
+    suspended_since: float | None = None  #: in seconds of the registry's clock
+    gone: float | None = None  #: since when it takes no streams, in the same
 
     @property
     def connected(self) -> bool:
@@ -109,13 +110,14 @@ class Registry:
         """A tunnel has lost its carrier, and may get another; return whose it is."""
         member = self._members.get(tunnel)
         if member is not None:
-            member.gone = self._seconds()
+            member.suspended_since = member.gone = self._seconds()
         return member
 
     def resumed(self, member: Member) -> None:
         """A tunnel has a carrier again."""
-        gone, member.gone = member.gone, None
-        self.on_there(member, 0.0 if gone is None else self._seconds() - gone)
+        since = member.suspended_since
+        member.suspended_since = member.gone = None
+        self.on_there(member, 0.0 if since is None else self._seconds() - since)
 
     def add(self, member: Member) -> None:
         """An inner layer has proved who it is."""

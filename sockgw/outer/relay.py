@@ -207,6 +207,13 @@ class Relay:
         self._gateway.failed(self, f"{reason}: {detail}" if detail else reason)
         self._finish(reason)
 
+    def fail(self) -> None:
+        """End it for a fault of ours."""
+        if self.tries:
+            self.stream.reset(StreamCode.INTERNAL_ERROR)
+        if not self._over:
+            self.give_up(StreamCode.INTERNAL_ERROR, "the handler failed")
+
     # ------------------------------------------------------------------ from the client
 
     def body_received(self, data: bytes) -> None:
