@@ -33,7 +33,8 @@ class Deadlines:
         self._tick = tick
         self._watched: set[Expiring] = set()
         self._timer: IDelayedCall | None = None
-        #: The clock's time at the last tick, in seconds: cheap to read on the hot path.
+        #: The clock's time at the last tick, in seconds: cheap to read on the hot path, and true
+        #: while anything is watched.
         self.now: float = clock.seconds()
 
     def watch(self, item: Expiring) -> None:
@@ -49,6 +50,8 @@ class Deadlines:
 
     def after(self, seconds: float) -> float:
         """Return the deadline that lies so many seconds ahead, never early by a tick."""
+        if self._timer is None:  # nothing is watched, so nothing keeps the time
+            self.now = self._clock.seconds()
         return self.now + seconds + self._tick
 
     def _sweep(self) -> None:

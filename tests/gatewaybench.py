@@ -112,7 +112,7 @@ class Incoming:
 class Inner:
     """An inner layer's end of a tunnel, and its member."""
 
-    def __init__(self, bench, identifier="office", max_streams=100):
+    def __init__(self, bench, identifier="office", max_streams=100, resume_window=0.0):
         self.bench = bench
         self.streams = []
         self.consume = True
@@ -122,6 +122,7 @@ class Inner:
             "limits": Limits(max_streams=max_streams),
             "ping_interval": 1e9,  # its pings would end the calm in which tests look around
             "ping_timeout": 1e9,
+            "resume_window": resume_window,
         }
         self.outer = Tunnel(bench.clock, self.outer_carrier, bench, **options)
         self.tunnel = Tunnel(bench.clock, self.carrier, Owner(), opened=self._opened, **options)
@@ -148,8 +149,26 @@ class Inner:
         self.outer.message_received(message)
         self.bench.run()
 
+    def cut(self):
+        """The carrier breaks, and both ends wait for another."""
+        for carrier in (self.outer_carrier, self.carrier):
+            carrier.sent.clear()
+            carrier.open = False
+        self.outer.closed("cut", False)
+        self.tunnel.closed("cut", False)
+        self.bench.run()
+
+    def come_back(self):
+        """There is another."""
+        self.outer_carrier, self.carrier = carriers()
+        received = self.tunnel.session.received, self.outer.session.received
+        self.outer.resume_on(self.outer_carrier, received[0])
+        self.tunnel.resume_on(self.carrier, received[1])
+        self.bench.registry.resumed(self.member)
+        self.bench.run()
+
     def lose(self):
-        """The carrier breaks."""
+        """The carrier breaks, and with it the tunnel."""
         self.tunnel.detach()
         self.outer.closed("broken", False)
         self.bench.run()
@@ -252,9 +271,9 @@ class Log:
 
 class Bench:
     """The gateway. ``texts`` are settings as an operator writes them; nothing is held unless they
-    say so."""
+    say so. It has run for ``uptime`` seconds."""
 
-    def __init__(self, limits=None, targets=TARGETS, **texts):
+    def __init__(self, limits=None, targets=TARGETS, uptime=3600.0, **texts):
         self.clock = Clock()
         self.clock.advance(1_000_000)
         settings = {
@@ -264,8 +283,9 @@ class Bench:
             **{name.replace("_", "-"): [text] for name, text in texts.items()},
         }
         self.config = load(OuterConfig, settings, {})
-        self.deadlines = Deadlines(self.clock)
         self.registry = Registry(self.config.max_tunnels, seconds=self.clock.seconds)
+        self.clock.advance(uptime)
+        self.deadlines = Deadlines(self.clock)
         self.metrics = Metrics()
         self.log = Log()
         self.counts = Counter()

@@ -37,6 +37,16 @@ def test_never_early_and_at_most_two_ticks_late(clock, deadlines):
     assert item.times == 1
 
 
+def test_the_time_is_right_also_after_a_calm_in_which_nothing_was_watched(clock, deadlines):
+    clock.advance(3600)
+    item = Item(deadlines.after(1.0))  # as everybody does it: first the deadline, then watch()
+    deadlines.watch(item)
+    clock.pump([0.25] * 3)
+    assert item.times == 0
+    clock.pump([0.25] * 3)
+    assert item.times == 1
+
+
 def test_a_moved_deadline_counts(clock, deadlines):
     item = Item()
     deadlines.watch(item)

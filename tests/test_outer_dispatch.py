@@ -55,17 +55,6 @@ def gone(bench, *names):
         bench.inner(name).lose()
 
 
-def suspend(bench, inner):
-    inner.outer.suspended = True
-    bench.registry.suspended(inner.outer)
-
-
-def resume(bench, inner):
-    inner.outer.suspended = False
-    bench.registry.resumed(inner.member)
-    bench.run()
-
-
 def held(bench):
     return len(bench.gateway.dispatcher.held.relays)
 
@@ -85,6 +74,16 @@ def at_peace(bench):
 def test_who_was_never_there_is_not_waited_for(bench, client):
     assert client.get().status == 502
     assert (bench.entry.tries, bench.entry.held) == (0, 0)
+
+
+def test_who_has_just_started_waits_for_anybody():
+    """Its inner layers are perhaps on their way from another process."""
+    bench = Bench(hold="5000", uptime=4.0)
+    client = bench.client().get()
+    bench.inner().last.answer()
+    bench.run()
+    assert client.status == 200
+    assert Bench(hold="5000", uptime=5.25).client().get().status == 502
 
 
 def test_who_was_there_lately_is_waited_for(bench, client):
@@ -385,27 +384,29 @@ def test_when_the_process_ends_nobody_is_left_waiting(bench, inner):
 # ---------------------------------------------------------------------- suspended tunnels
 
 
-def test_a_suspended_tunnel_is_waited_for_like_one_that_went(bench, inner, client):
-    suspend(bench, inner)
+def test_a_suspended_tunnel_is_waited_for_like_one_that_went(bench, client):
+    inner = bench.inner(resume_window=30.0)
+    inner.cut()
     assert client.get("/readyz", "127.0.0.1").status == 503
     client.take()
     client.get()
     assert held(bench) == 1
     bench.wait(2)
-    resume(bench, inner)
+    inner.come_back()
     inner.last.answer()
     bench.run()
     assert client.status == 200
     assert bench.log.entries[-1].held == 2
 
 
-def test_others_serve_while_one_is_suspended(bench, inner, client):
+def test_others_serve_while_one_is_suspended(bench, client):
+    inner = bench.inner(resume_window=30.0)
     client.get()
     inner.last.answer()
     bench.run()
     client.take()
     other = bench.inner()
-    suspend(bench, inner)
+    inner.cut()
     client.get()
     other.last.answer()
     bench.run()
@@ -414,16 +415,16 @@ def test_others_serve_while_one_is_suspended(bench, inner, client):
 
 def test_the_origins_clock_stands_still_while_its_tunnel_is_suspended():
     bench = Bench(hold="5000", timeout="3000", idle_timeout="4000")
-    inner = bench.inner()
+    inner = bench.inner(resume_window=30.0)
     waiting, reading = bench.client().get(), bench.client().get()
     inner.last.respond(200)
     bench.run()
     bench.wait(2)
-    suspend(bench, inner)
+    inner.cut()
     bench.wait(20)
     assert waiting.written == b""
     assert not reading.ended
-    resume(bench, inner)
+    inner.come_back()
     bench.wait(0.75)
     assert waiting.written == b""
     bench.wait(1)
@@ -435,13 +436,13 @@ def test_the_origins_clock_stands_still_while_its_tunnel_is_suspended():
 
 def test_the_origins_clock_stood_still_also_if_the_tunnel_never_comes_back():
     bench = Bench(hold="5000", timeout="3000")
-    asked = pair(bench)
+    asked = pair(bench, resume_window=20.0)
     client = bench.client().get()
     one, other = asked()
     bench.wait(2)
-    suspend(bench, one)
+    one.cut()
     bench.wait(20)
-    one.lose()
+    assert len(bench.registry) == 1
     bench.wait(0.75)
     assert client.written == b""
     other.last.answer()
@@ -450,9 +451,10 @@ def test_the_origins_clock_stood_still_also_if_the_tunnel_never_comes_back():
     assert bench.entry.held == 0
 
 
-def test_a_client_that_leaves_a_suspended_tunnel(bench, inner, client):
+def test_a_client_that_leaves_a_suspended_tunnel(bench, client):
+    inner = bench.inner(resume_window=30.0)
     client.get()
-    suspend(bench, inner)
+    inner.cut()
     client.leave()
     assert bench.entry.status == 499
 
@@ -460,9 +462,9 @@ def test_a_client_that_leaves_a_suspended_tunnel(bench, inner, client):
 # ---------------------------------------------------------------------- another inner layer
 
 
-def pair(bench):
-    """Return two inner layers and a function that tells which of them has got a request last."""
-    inners = bench.inner(), bench.inner()
+def pair(bench, **options):
+    """Return a function that tells which of two inner layers has a request, and the other one."""
+    inners = bench.inner(**options), bench.inner(**options)
 
     def asked():
         (one,) = [

@@ -1335,6 +1335,20 @@ def test_a_slow_reader_that_reads_is_not_idle():
     assert client.body.endswith(b"0\r\n\r\n")
 
 
+def test_the_first_client_after_a_long_calm_has_its_time():
+    bench = Bench(head_timeout="10000")
+    inner = bench.inner()
+    bench.clock.advance(3600)
+    client = bench.client()
+    bench.wait(5)
+    assert not client.closing
+    client.get()
+    bench.wait(5)
+    inner.last.answer()
+    bench.run()
+    assert client.status == 200
+
+
 def test_nothing_is_watched_after_the_end(bench, inner, client):
     client.get()
     inner.last.answer()
