@@ -142,7 +142,8 @@ def test_full_inner_killed(tmp_path: Path, keys: Keys, seed: int, table: Table) 
     times = waits(work.kills, answered)
     table.add(work.row("inner layer killed (-9), one of two", reads, counted, times))
     see_that_it_failed_well(work, reads, counted, counts)
-    assert not wrong(reads.samples), kinds(reads.samples)
+    # Once an answer has begun, nobody else can finish it.
+    assert kinds(wrong(reads.samples)).keys() <= {"cut short"}
 
 
 def test_full_outer_killed(tmp_path: Path, keys: Keys, seed: int, table: Table) -> None:
