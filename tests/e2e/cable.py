@@ -7,6 +7,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from typing import Any, Self
 
 from harness import PATIENCE, listening_socket
@@ -33,6 +34,8 @@ class Cable:
         self._client = client
         self._listener = listening_socket()
         self.port: int = self._listener.getsockname()[1]
+        #: When connections came, in seconds of the monotonic clock.
+        self.accepted: list[float] = []
         #: For each connection, all that was sent towards the target.
         self.recordings: list[bytearray] = []
         self._wires: set[socket.socket] = set()
@@ -68,6 +71,7 @@ class Cable:
                 wire, _ = self._listener.accept()
             except OSError:
                 return
+            self.accepted.append(time.monotonic())
             self._start(self._serve, wire)
 
     def _serve(self, near: socket.socket) -> None:
