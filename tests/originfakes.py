@@ -168,6 +168,8 @@ class Handler:
         self.failure = (code, detail)
         self._hook("failed")
 
+    suspended = False
+
     def request_drained(self) -> None:
         self._check()
         assert self.exchange is not None

@@ -78,11 +78,15 @@ class Caller:
 class Inner:
     """A forwarder with origins behind it and a tunnel before it."""
 
-    def __init__(self, allow=(), services=SERVICES, **limits):
+    def __init__(self, allow=(), services=SERVICES, resume_window=0.0, **limits):
         self.origins = Bench(**limits)
         self.forwarder = Forwarder(self.origins.pool, AllowList.parse(allow), services)
         self.pair = TunnelPair(
-            self.forwarder, clock=self.origins.clock, ping_interval=1e9, ping_timeout=1e9
+            self.forwarder,
+            clock=self.origins.clock,
+            ping_interval=1e9,
+            ping_timeout=1e9,
+            resume_window=resume_window,
         )
         self.run()
 
@@ -484,6 +488,25 @@ def test_a_silent_origin():
     inner.origins.turn(6)
     inner.run()
     assert caller.code is StreamCode.IDLE_TIMEOUT
+
+
+def test_an_origin_is_not_to_blame_for_the_silence_of_a_suspended_tunnel():
+    inner = Inner(idle_timeout=5.0, resume_window=30.0)
+    caller = inner.open(method=b"PUT", complete=False)
+    caller.stream.write(b"one")
+    inner.run()
+    assert b"one" in inner.sent()
+    inner.pair.cut()
+    inner.origins.turn(12)
+    assert not inner.transport.closing
+    inner.pair.reconnect()
+    caller.stream.write(b"two")
+    caller.stream.end()
+    inner.run()
+    assert b"two" in inner.sent()
+    inner.origins.turn(6)
+    inner.run()
+    assert caller.code is StreamCode.IDLE_TIMEOUT, "now it is silent"
 
 
 # ---------------------------------------------------------------------- ends

@@ -76,6 +76,10 @@ class OriginHandler(Protocol):
     def request_drained(self) -> None:
         """The exchange is no longer congested."""
 
+    @property
+    def suspended(self) -> bool:
+        """Whether nothing can come from the handler now: the origin is not to blame for silence."""
+
 
 class OriginPool:
     """Connections to all origins of an inner layer.

@@ -265,8 +265,12 @@ class OriginConnection:
 
     def expired(self) -> None:
         """The deadline has passed: of an exchange, of an idle connection, or of its closing."""
-        if self._exchange is not None:
-            self._exchange.fail(StreamCode.IDLE_TIMEOUT, "no byte either way in time")
+        exchange = self._exchange
+        if exchange is not None:
+            if exchange.handler.suspended:
+                self._touch()
+            else:
+                exchange.fail(StreamCode.IDLE_TIMEOUT, "no byte either way in time")
         elif self._state is _IDLE:
             self._pool.idle.discard(self)
             self.close()

@@ -183,6 +183,10 @@ class _Passage:
             self._stream.consumed(count)
             self._tunnel.hurry()
 
+    @property
+    def suspended(self) -> bool:
+        return self._tunnel.suspended
+
     def _respond(self, head: ResponseHead) -> None:
         try:
             head.headers = end_to_end(head.headers)
