@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from control import Relay
-from harness import Inner, Keys, Outer, wait_until
+from harness import Inner, Keys, Log, Outer, wait_until
 from load import Clients, Origin
 
-__all__ = ["HASTY_INNER", "HASTY_OUTER", "Stand", "settle"]
+__all__ = ["HASTY_INNER", "HASTY_OUTER", "PING", "Stand", "assert_notices", "settle"]
 
 HASTY_OUTER = ("--ping-interval", "300", "--ping-timeout", "300", "--handshake-timeout", "1000")
 """Options with which a dead peer is noticed within 0.6 seconds."""
 
 HASTY_INNER = (*HASTY_OUTER, "--reconnect-delay", "50", "--max-reconnect-delay", "200")
+
+PING = 0.3  # seconds: interval and timeout
+GRACE = 0.5  # seconds that a busy machine may come late
+
+
+def assert_notices(log: Log, mark: int, begun: float) -> None:
+    """A layer with these options says in time that its peer gave no sign of life."""
+    left = begun + 2 * PING + GRACE - time.monotonic()
+    log.wait("no sign of life", mark, left)
 
 
 class Stand(contextlib.ExitStack):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from control import Relay
 from cuts import Report, cut_transfers, verify
-from harness import Keys
+from harness import Keys, wait_until
 from load import Clients, Origin, kinds, performed_twice
-from stand import HASTY_OUTER, Stand
+from stand import HASTY_OUTER, Stand, assert_notices
 
 SEED = 4  # of no importance
 
@@ -111,10 +111,20 @@ def test_a_wrong_byte_in_the_tunnel_is_seen(tmp_path: Path, keys: Keys) -> None:
 def test_a_stream_that_stays_open_is_seen(tmp_path: Path, keys: Keys) -> None:
     with Stand(tmp_path, keys) as stand:
         stand.bulk.ask("hold", kind="download", host=stand.host, count=1)
+        wait_until(lambda: stand.metric("sockgw_streams") == 1, "it is open")
         with pytest.raises(AssertionError, match="all streams are closed"):
             stand.wait_idle(0.5)
         stand.bulk.ask("release")
         stand.wait_idle()
+
+
+def test_a_dead_link_that_is_not_noticed_is_seen(tmp_path: Path, keys: Keys) -> None:
+    with Stand(tmp_path, keys, (), ()) as stand:
+        stand.relay.ask("refuse")
+        begun = stand.relay.fail("hole")
+        for log in (stand.outer.log, stand.inner.log):
+            with pytest.raises(AssertionError, match="no sign of life"):
+                assert_notices(log, 0, begun)
 
 
 def test_every_finding_counts() -> None:

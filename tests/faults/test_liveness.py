@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 from extent import FULL, MIB
-from harness import Keys, Log, wait_until
+from harness import Keys, wait_until
 from load import kinds, wrong
-from stand import HASTY_INNER, HASTY_OUTER, Stand
-
-PING = 0.3  # seconds: interval and timeout of HASTY_OUTER and HASTY_INNER
-GRACE = 0.5  # seconds that a busy machine may come late
+from stand import HASTY_INNER, HASTY_OUTER, PING, Stand, assert_notices
 
 LOST = [(lost, load) for lost in ("both", "up", "down") for load in ("", "download", "upload")]
 STOPPED = [(layer, load) for layer in ("outer", "inner") for load in ("", "download", "upload")]
@@ -34,12 +31,6 @@ if not FULL:
 def hasty(tmp_path: Path, keys: Keys) -> Iterator[Stand]:
     with Stand(tmp_path, keys) as stand:
         yield stand
-
-
-def assert_notices(log: Log, mark: int, begun: float) -> None:
-    """It is in the log in time that the peer gave no sign of life."""
-    log.wait("no sign of life", mark)
-    assert time.monotonic() - begun < 2 * PING + GRACE
 
 
 @pytest.mark.parametrize(("lost", "load"), LOST)
