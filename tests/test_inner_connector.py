@@ -877,6 +877,7 @@ def test_a_line_that_is_left_comes_back_too(inner):
     assert handler.code is None
     wire.say(goaway(TunnelCode.CLOSED))
     assert handler.code is StreamCode.TUNNEL_LOST
+    inner.clock.advance(0)
     assert inner.connector._left == []
     inner.stop()
 
@@ -933,10 +934,12 @@ def test_draining_waits_for_the_streams(inner):
     assert FrameType.HEAD in kinds(wire)
     assert not drained.called  # until it has arrived
     wire.say(encode(FrameType.ACK, 0, 0, u64.pack(2)))
-    assert drained.called
     assert handler.code is None
     assert decode_goaway(wire.take()[-1][1])[1] is TunnelCode.CLOSED
     assert wire.calls == ["close"]
+    assert not drained.called  # until that is out
+    inner.clock.advance(0)
+    assert drained.called
     assert inner.connector.drain() is drained
     inner.stop()
     assert len(inner.outer_layer.dials) == 1
@@ -986,6 +989,7 @@ def test_draining_a_suspended_tunnel_waits_for_it(inner):
     inner.clock.advance(0)
     assert not drained.called
     wire.say(encode(FrameType.ACK, 0, 0, u64.pack(1)))
+    inner.clock.advance(0)
     assert drained.called
     inner.stop()
 

@@ -916,7 +916,7 @@ def test_a_revoked_key_does_not_come_back(keys, directory, events):
     _, answer = back(outer, keys["office"], welcome)
     assert answer is None
     assert outer.refusals == {Refused.KEY: 1}
-    assert not member.tunnel.suspended
+    assert not member.tunnel.available
 
 
 def test_waiting_tunnels_of_a_key_make_room_for_its_new_ones(keys):

@@ -257,7 +257,8 @@ def test_not_resumed_in_time(lasting):
     assert {tunnel for tunnel, _ in lasting.ended} == {lasting.outer, lasting.inner}
     assert dict(lasting.ended)[lasting.outer] == "not resumed in time after: cut"
     assert client.events == [StreamCode.TUNNEL_LOST]
-    assert not lasting.outer.suspended
+    assert lasting.outer.suspended  # as it was at its end
+    assert not lasting.outer.available
     assert lasting.clock.getDelayedCalls() == []
 
 

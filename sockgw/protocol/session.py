@@ -538,7 +538,8 @@ class Session:
         elif kind == FrameType.GOAWAY:
             self._leaving = True
             last, code, detail = decode_goaway(payload)
-            self._accepted = min(self._accepted, last)
+            if self._opens:
+                self._accepted = min(self._accepted, last)
             self._handler.going_away(last, code, detail)
         elif kind < FrameType.OPEN:
             raise TunnelError(TunnelCode.PROTOCOL_ERROR, "a handshake frame after the handshake")
