@@ -377,6 +377,9 @@ def test_unknown_frames_are_ignored(gateway: Gateway, keys: Keys) -> None:
                 break
         assert received
         assert received[1] == frame(0x21, b"are you?")
+        # Without a farewell its tunnel would wait for it.
+        stranger.send(frame(0x23, b"\0\0\0\0\0\7"))
+        stranger.wait_closed()
     gateway.outer.wait_for_tunnels(1)
 
 
