@@ -343,16 +343,19 @@ def test_an_end_that_the_peer_wants_is_one_also_with_a_window(lasting, code):
 
 
 def test_pings_go_out_at_once_on_the_new_carrier_and_old_pongs_measure_nothing(lasting):
-    lasting.clock.advance(15)
-    lasting.clock.advance(0)
+    for seconds in (10, 5, 0):
+        lasting.clock.advance(seconds)
+    assert u64.pack(2) in lasting.outer_carrier.sent[-1]
     lasting.cut()
     lasting.clock.advance(5)
     lasting.reconnect()
     lasting.clock.advance(0)
     assert FrameType.PING in kinds(lasting.outer_carrier)
+    lasting.clock.advance(0.25)
     lasting.outer.message_received(encode(FrameType.PONG, 0, 0, u64.pack(2)))
-    lasting.run()
     assert lasting.outer.round_trip == 0.0
+    lasting.run()
+    assert lasting.outer.round_trip == 0.25
 
 
 # ---------------------------------------------------------------------- acknowledgements
@@ -520,6 +523,15 @@ def test_numbers_never_wrap(lasting, origin):
     assert not lasting.outer.available
     lasting.run()
     assert [stream.id for stream in origin.streams] == [MAX_STREAM_ID - 2, MAX_STREAM_ID]
+
+
+def test_whoever_hears_of_a_lost_stream_does_not_find_the_tunnel_any_more(pair):
+    client = open_stream(pair)
+    pair.run()
+    known = []
+    client.reset = lambda code, detail: known.extend(tunnel for tunnel, _ in pair.ended)
+    pair.outer.close(TunnelCode.CLOSED, "over")
+    assert pair.outer in known
 
 
 # ---------------------------------------------------------------------- what a peer may say
