@@ -147,7 +147,7 @@ class InnerConfig(TunnelConfig):
         "Longest pause between attempts to connect, while nobody answers.",
         milliseconds,
         metavar="MS",
-        default="2000",
+        default="1750",
     )
     refused_delay: float = setting(
         "Pause after the outer layer has refused the key; the longest one where it takes the "
