@@ -106,7 +106,8 @@ def test_the_inner_layer_is_restarted_under_load(
                     done.append(client.request(host, f"/{index}").status)
             return 0
 
-        with in_background(ask, 8) as finished:
+        with in_background(ask, 8) as finished, ExitStack() as stack:
+            stack.callback(stop.set)  # or a failure would wait for those in the background for ever
             wait_until(lambda: len(done) > 100, "all are busy")
             getattr(inner, end)()
             wait_until(lambda: held(outer) == 8, "all wait")
