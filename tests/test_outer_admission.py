@@ -790,6 +790,18 @@ def test_another_key_with_a_stolen_id_and_secret_gets_a_tunnel_of_its_own(
     assert len(outer.registry) == 2
 
 
+def test_another_key_of_the_same_identifier_gets_a_tunnel_of_its_own(outer, keys, lost):
+    """Several keys may have one identifier: replicas, each with its own tunnels."""
+    fingerprint = keys["plant"].public_key.fingerprint
+    entry = outer.keyring._entries[fingerprint]
+    outer.keyring._entries[fingerprint] = type(entry)(entry.public_key, ("office",), "file")
+    _, answer = back(outer, keys["plant"], lost.welcome)
+    assert answer.identifier == "office"
+    assert answer.received is None
+    assert lost.member.tunnel.suspended
+    assert lost.handler.code is None
+
+
 def test_another_identifier_of_the_same_key_gets_a_tunnel_of_its_own(outer, keys):
     wire, welcome = admitted(outer, keys["both"], identifier="one")
     wire.lose()
