@@ -75,6 +75,8 @@ def test_there_are_the_documents_that_there_should_be():
         "docs/index.rst",
         "docs/operations.rst",
         "docs/protocol.rst",
+        "docs/reliability-table.rst",
+        "docs/reliability.rst",
         "docs/security.rst",
     }
 

@@ -15,12 +15,10 @@ read and when to lose patience; see :class:`Awaited`.
 
 from __future__ import annotations
 
-import enum
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +39,7 @@ from sockgw.http.exchange import NOBODY, Application, Exchange, Framing, Request
 from sockgw.http.farewell import Farewell
 from sockgw.http.framing import HttpError
 from sockgw.http.headers import lower
+from sockgw.http.patience import Awaited, ServerLimits
 from sockgw.http.reader import RequestReader
 from sockgw.protocol.heads import RequestHead, ResponseHead
 
@@ -55,31 +54,6 @@ __all__ = [
 ]
 
 _log = Logger()
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """What a client may use. Sizes in bytes, times in seconds."""
-
-    max_header_size: int  #: of a whole head, and of trailers with all else that frames chunks
-    max_header_count: int
-    max_body_size: int  #: 0: no limit
-    head_timeout: float  #: from the first byte of a head to its end
-    keep_alive_timeout: float  #: between requests
-    idle_timeout: float  #: while a body is awaited, and while the client does not read
-    half_close_timeout: float  #: after the client's FIN: see ClientConnection.readConnectionLost
-    linger_timeout: float = 2.0  #: for what a client still sends after its last answer
-
-
-class Awaited(enum.Enum):
-    """What a connection waits for, which says how long it may take and what follows then."""
-
-    NOTHING = enum.auto()  #: of the client: it is the application's turn
-    REQUEST = enum.auto()  #: the first byte of a head; then silence
-    HEAD = enum.auto()  #: the rest of a head; then 408
-    BODY = enum.auto()  #: more of a request's body; then 408, or a broken response
-    READER = enum.auto()  #: that the client takes what we have written; then it is cut off
-    SIGN_OF_LIFE = enum.auto()  #: after a FIN; then it may count as gone
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
