@@ -379,3 +379,37 @@ def test_junk_between_resumptions_raises_only_what_the_peer_is_to_blame_for(item
                 side.session.receive(encode(FrameType.ACK, 0, 0, u64.pack(len(item) % 4)))
     except RemoteError:
         pass
+
+
+def test_exchanges_that_are_aborted_at_random_points_leave_nothing():
+    """By either side, with a cut now and then; the tables are empty and nothing is held."""
+    random = Random(11)
+    world = World()
+    for number in range(1_500):
+        end = world.open(complete=False)
+        end.eager = world.eager = random.random() < 0.5
+        end.write(BYTES[: random.randrange(20_000)])
+        for _ in range(random.randrange(6)):
+            side = random.choice(world.sides)
+            side.pump()
+            world.deliver(side)
+        origin = world.inner.ends.get(end.stream.id)
+        if origin is not None:
+            origin.respond(200)
+            origin.write(BYTES[: random.randrange(20_000)])
+        if number % 50 == 0:
+            world.cut()
+            world.resume()
+        (random.choice([end, origin]) or end).abort(StreamCode.CANCELLED)
+        if random.random() < 0.3:
+            world.run()
+        if len(world.outer.session.streams) >= 8:
+            world.run()
+    world.run()
+    for side in world.sides:
+        assert not side.session.streams
+        assert not side.session.unacknowledged
+        assert side.memory.resend.used == 0
+        assert side.memory.buffered.used == 0
+        assert side.memory.promised.used == 0
+        assert not side.session._turns or side.session.next_message() == b""
