@@ -15,7 +15,7 @@ import pytest
 from control import Relay
 from harness import PATIENCE, closed_port, listening_socket, wait_until
 
-MARGIN = 0.004  # seconds that the relay and this process may come late on a quiet machine
+MARGIN = 0.002  # seconds that the relay and this process may come late at best
 
 
 class Wire:
@@ -142,7 +142,7 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("delay", [0.005, 0.05])
 def test_delay(wire: Wire, delay: float) -> None:
-    """The median of round trips is right: single ones may suffer from a busy machine."""
+    """None is shorter, and the least is no longer: others may suffer from a busy machine."""
     wire.relay.set(delay=delay)
     near, far = wire.connect()
     times = []
@@ -153,8 +153,7 @@ def test_delay(wire: Wire, delay: float) -> None:
             far.sendall(far.recv(1))
             assert near.recv(1) == b"1"
             times.append(time.monotonic() - begun)
-    assert min(times) >= 2 * delay
-    assert sorted(times)[7] < 2 * delay + MARGIN
+    assert 2 * delay <= min(times) < 2 * delay + MARGIN
 
 
 def test_delay_does_not_limit_the_rate(wire: Wire) -> None:
@@ -167,7 +166,7 @@ def test_delay_does_not_limit_the_rate(wire: Wire) -> None:
         exactly(far, len(data))
         took = time.monotonic() - begun
         thread.join(PATIENCE)
-    assert 0.45 <= took < 0.45 * 1.15
+    assert 0.45 <= took < 0.9
 
 
 @pytest.mark.parametrize("rate", [20e6, 200e6])
@@ -192,10 +191,11 @@ def test_rate_is_shared_and_smooth(wire: Wire, rate: float, connections: int) ->
     for near, far in pairs:
         near.close()
         far.close()
-    assert 0.49 < got[-1][0] < 0.55
+    assert 0.49 < got[-1][0] < 0.8
     for tenth in range(1, 5):
         come = sum(count for at, count in got if at <= tenth / 10)
-        assert come == pytest.approx(size * connections * tenth / 5, rel=0.2)
+        # Never more than that, and on a busy machine sometimes less.
+        assert 0.6 < come / (size * connections * tenth / 5) < 1.1
 
 
 def test_one_direction_is_slow(wire: Wire) -> None:
@@ -210,7 +210,7 @@ def test_one_direction_is_slow(wire: Wire) -> None:
         begun = time.monotonic()
         far.sendall(bytes(100_000))
         exactly(near, 100_000)
-        assert 0.19 < time.monotonic() - begun < 0.3
+        assert 0.19 < time.monotonic() - begun < 0.6
 
 
 @pytest.mark.parametrize("hold", [65_536, 4 << 20])
