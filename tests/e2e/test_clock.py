@@ -123,13 +123,13 @@ def test_wall_clock_is_set(office: Office, jump: int) -> None:
         assert abs(date.replace(tzinfo=UTC).timestamp() - office.clock.now()) < 5
         entry = office.entry("/after")
         assert abs(told(entry["time"]) - office.clock.now()) < 5
-        assert 0 <= entry["duration"] < 2
+        assert 0 <= entry["duration"] < TIMEOUT
 
         # Deadlines are neither met early nor never.
         begun = time.monotonic()
         answer = kept.request(office.host, "/silent")
         assert answer.status == 504
-        assert TIMEOUT <= time.monotonic() - begun < TIMEOUT + 2
+        assert TIMEOUT <= time.monotonic() - begun < 2 * TIMEOUT
 
         # Several pings later the tunnel is the same one, and what it carried goes on.
         office.release.set()
@@ -137,7 +137,7 @@ def test_wall_clock_is_set(office: Office, jump: int) -> None:
         entry = office.entry("/slow")
         assert entry["status"] == 200
         assert entry["outcome"] == ""
-        assert TIMEOUT < entry["duration"] < TIMEOUT + 5
+        assert TIMEOUT < entry["duration"] < 10 * TIMEOUT
         assert abs(told(entry["time"]) + entry["duration"] - office.clock.now()) < 5
         assert kept.request(office.host, "/end").text == "quick"
     assert not outer.log.matching("disconnected")
@@ -152,6 +152,6 @@ def test_wall_clock_is_set_there_and_back(office: Office) -> None:
         office.clock.set(0)
         begun = time.monotonic()
         assert client.answer().status == 504
-        assert time.monotonic() - begun < TIMEOUT + 2
+        assert time.monotonic() - begun < 2 * TIMEOUT
         assert client.request(office.host, "/back").text == "quick"
     assert not office.outer.log.matching("disconnected")
