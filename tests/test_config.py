@@ -429,7 +429,11 @@ def test_inner_defaults_are_the_documented_ones():
     assert (inner.connect_timeout, inner.idle_timeout, inner.origin_keep_alive) == (10, 300, 15)
     assert (inner.max_idle_connections, inner.max_streams) == (64, 1000)
     assert (inner.max_header_size, inner.max_header_count) == (65536, 200)
-    assert (inner.reconnect_delay, inner.max_reconnect_delay, inner.refused_delay) == (0.75, 1.75, 120)
+    assert (inner.reconnect_delay, inner.max_reconnect_delay, inner.refused_delay) == (
+        0.75,
+        1.75,
+        120,
+    )
     assert (inner.handshake_timeout, inner.ping_interval, inner.ping_timeout) == (10, 15, 10)
     assert inner.drain_timeout == 60
     assert inner.limits() == Limits()

@@ -9,8 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from resumebench import World
 
 from sockgw.protocol.errors import RemoteError, StreamCode, TunnelError
-from sockgw.protocol.frames import FrameType, decode, encode
-from sockgw.protocol.payloads import u64
+from sockgw.protocol.frames import HEADER_SIZE, MAX_HEAD, MAX_MESSAGE, FrameType, decode, encode
+from sockgw.protocol.heads import RequestHead
+from sockgw.protocol.payloads import Destination, encode_open, u64
+from sockgw.protocol.session import MESSAGE_TARGET, Session
 
 BYTES = Random(3).randbytes(400_000)
 
@@ -278,6 +280,45 @@ def test_what_is_sent_again_comes_before_anything_new_and_after_what_is_urgent()
     assert kinds == [[FrameType.PING, FrameType.OPEN, FrameType.DATA], [FrameType.DATA]]
     world.finish()
     assert world.inner.ends[1].got[0] == b"firstsecond"
+
+
+def test_many_pongs_beside_what_is_sent_again_make_no_message_too_long():
+    pair = [Session(Quiet(), opens=opens) for opens in (True, False)]
+    outer, inner = pair
+    to = Destination("http", "a", 80)
+    # The longest message: one byte short of being closed, and then a frame of the largest size.
+    for size in (MESSAGE_TARGET - 1, HEADER_SIZE + MAX_HEAD):
+        empty = len(encode_open(RequestHead(b"GET", b"/", [(b"X", bytes(70_000))]), to)) - 70_000
+        value = bytes(size - HEADER_SIZE - empty)
+        if len(value) < 65_536:  # its length takes two bytes and not four
+            value += bytes(2)
+        head = RequestHead(b"GET", b"/", [(b"X", value)])
+        outer.open(head, to, Quiet(), complete=True)
+    assert len(outer.next_message()) == MESSAGE_TARGET - 1 + HEADER_SIZE + MAX_HEAD
+    outer.resume(0)
+    for _ in range(MESSAGE_TARGET // 17 + 1):
+        outer.receive(encode(FrameType.PING, 0, 0, bytes(8)))
+    messages = list(iter(outer.next_message, b""))
+    assert max(map(len, messages)) <= MAX_MESSAGE
+    for message in messages:
+        inner.receive(message)
+    assert len(inner.streams) == 2
+
+
+class Quiet:
+    """Handles sessions and streams, and makes nothing of it."""
+
+    def output_ready(self):
+        pass
+
+    def opened(self, stream, head, to, complete):
+        return self
+
+    def ponged(self, payload):
+        pass
+
+    def reset(self, code, detail):
+        raise AssertionError(code)
 
 
 def test_what_has_arrived_is_not_sent_again():

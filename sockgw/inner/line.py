@@ -201,12 +201,12 @@ class Line:
         if welcome.received is not None:
             if tunnel is not None and tunnel.session.resumable(welcome.received):
                 self._welcomed(carrier)
+                tunnel.resume_on(carrier, welcome.received)
                 self._log.info(
                     "the tunnel goes on: {streams} streams, {bytes} bytes are sent again",
                     streams=len(tunnel.session.streams),
                     bytes=tunnel.session.unacknowledged,
                 )
-                tunnel.resume_on(carrier, welcome.received)
                 return
             # Its time was over meanwhile, or the outer layer claims what cannot be.
             self._decline(carrier)

@@ -55,6 +55,11 @@ class Outbox:
             self._pool.used >= self._pool.limit and self.size >= LEAST
         )
 
+    @property
+    def rewinding(self) -> bool:
+        """Whether something may have to be sent again before anything new."""
+        return bool(self._again)
+
     def keep(self, message: bytes, frames: int, now: float, limited: bool) -> None:
         """A message leaves, with ``frames`` of streams; ``limited``: more waits for the link."""
         departure = self.flight.departed(now, not self.size, limited)

@@ -308,9 +308,12 @@ class Session:
             size += len(frame)
         self._control_size -= size
         relieved: list[Stream] = []
-        if again := outbox.next_again():
-            parts.append(again)  # by itself: it is kept already
-        elif outbox.full:
+        # What is sent again is kept already, and so goes without anything new. It may be as long as
+        # a message was, and many pongs beside it would make it too long.
+        again = outbox.next_again() if size < MESSAGE_TARGET // 2 else b""
+        if again:
+            parts.append(again)
+        elif outbox.rewinding or outbox.full:
             self._blocked = True
         else:
             control = self._control
