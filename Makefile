@@ -19,7 +19,7 @@ test: $(READY_TEST) lint
 	$(BIN)/python -m pytest $(ARGS)
 
 faults: $(READY_TEST)
-	SOCKGW_FAULTS=full $(BIN)/python -m pytest tests/faults tests/faults/full_*.py $(ARGS)
+	SOCKGW_FAULTS=full $(BIN)/python -m pytest tests/faults/test_*.py tests/faults/full_*.py $(ARGS)
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

@@ -345,6 +345,7 @@ class CarrierTests(Bench):
             await DeferredList([one.ended(), other.ended()])
             assert other.messages == [b"last words"]
             assert other.ends == [("closed with code 1000", False)]
+            assert other.carrier.dismissed
             assert not one.ends[0][1]
             one.carrier.abort()
             other.carrier.abort()
@@ -356,6 +357,7 @@ class CarrierTests(Bench):
         outer.carrier.refuse()
         await DeferredList([outer.ended(), inner.ended()])
         assert inner.ends == [("closed with code 1008", True)]
+        assert not inner.carrier.dismissed
         assert len(outer.ends) == 1
 
     async def test_abort_ends_both_ends_once(self):

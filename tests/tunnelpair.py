@@ -18,6 +18,7 @@ class FakeCarrier:
         self.large = False
         self.open = True
         self.refused = False
+        self.dismissed = False
         self.binding = None
 
     def send(self, message):

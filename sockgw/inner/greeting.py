@@ -24,7 +24,7 @@ class GreetingOwner(Protocol):
         """The outer layer has accepted us; sets the carrier's listener."""
 
     def turned_away(self, reason: str, refused: bool) -> None:
-        """It has failed; ``refused``: by the outer layer's decision."""
+        """It has failed; ``refused``: the outer layer does not accept who we are."""
 
 
 class Greeting:

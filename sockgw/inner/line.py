@@ -12,8 +12,8 @@ streams end, and the tunnel is a new one.
 
 When to dial again: after a delay that doubles from ``reconnect_delay`` to ``max_reconnect_delay``,
 and of which chance takes up to nine tenths away: when an outer layer restarts, its inner layers do
-not all come at once, and are all back soon. An outer layer that takes the connection and then does
-not let us in is busy, or has no place for us: for it the delay doubles on, up to ``refused_delay``.
+not all come at once, and are all back soon. An outer layer that takes the connection and then says
+goodbye is draining, or has no place for us: for it the delay doubles on, up to ``refused_delay``.
 One that refuses us (our key, identifier or version; it does not say which) is asked again every
 ``refused_delay``, and the log says it once.
 
@@ -244,9 +244,11 @@ class Line:
 
     def turned_away(self, reason: str, refused: bool) -> None:
         """The handshake has failed; ``refused``: by the outer layer's decision."""
-        self._greeting = None
+        greeting, self._greeting = self._greeting, None
         if not refused:
-            self._lost(reason, self._config.refused_delay)
+            # One that is cut within the handshake is a broken link as any other.
+            dismissed = greeting is not None and greeting.carrier.dismissed
+            self._lost(reason, self._config.refused_delay if dismissed else 0.0)
             return
         if not self._refused:
             self._refused = True

@@ -66,6 +66,7 @@ _END_TIMEOUT = 1.0  # seconds from the first word of an end, by either side, unt
 NOT_SENT = 65_536
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # linux/tcp.h
 
+_DONE = 1000  # "normal closure", RFC 6455 section 7.4.1
 _REFUSED = 1008  # "policy violation", RFC 6455 section 7.4.1: all that a stranger is told
 
 
@@ -119,6 +120,8 @@ class Carrier(Protocol):
     listener: CarrierListener
     peer_address: str
     """The peer's IP address as text, or how the socket is called."""
+    dismissed: bool
+    """Once it is closed: the peer has closed it in good order (code 1000)."""
     host: str
     """The host name that the dialling side asked for, in lower case and without a port."""
 
@@ -161,6 +164,7 @@ class _CarrierMixin:
     state: int
     peer_address = ""
     host = ""
+    dismissed = False
     _timer: IDelayedCall | None = None
     _gone = False  # there is no connection any more, or soon
 
@@ -227,6 +231,7 @@ class _CarrierMixin:
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         self._gone = True
         self._limit(None)
+        self.dismissed = code == _DONE
         self._closed(reason or f"closed with code {code}", code == _REFUSED)
 
     def _closed(self, reason: str, refused: bool) -> None:
@@ -280,7 +285,7 @@ class _CarrierMixin:
         self.sendCloseFrame(_REFUSED)
 
     def close(self) -> None:
-        self.sendCloseFrame(1000)
+        self.sendCloseFrame(_DONE)
 
     def abort(self) -> None:
         if not self._gone:  # Twisted's TLS raises on a lost connection
