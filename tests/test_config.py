@@ -430,7 +430,7 @@ def test_inner_defaults_are_the_documented_ones():
     assert (inner.max_idle_connections, inner.max_streams) == (64, 1000)
     assert (inner.max_header_size, inner.max_header_count) == (65536, 200)
     assert (inner.reconnect_delay, inner.max_reconnect_delay, inner.refused_delay) == (
-        1,
+        1.25,
         1.75,
         120,
     )

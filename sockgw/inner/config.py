@@ -141,7 +141,7 @@ class InnerConfig(TunnelConfig):
         "Pause before the first new attempt to connect; it grows with each that fails.",
         milliseconds,
         metavar="MS",
-        default="1000",
+        default="1250",
     )
     max_reconnect_delay: float = setting(
         "Longest pause between attempts to connect, while nobody answers.",
