@@ -1198,7 +1198,7 @@ def test_congestion():
     assert server.handlers[0].events == [("end", []), ("drained",)]
 
 
-def test_finished_exchange_is_not_told_of_the_drain():
+def test_finished_exchange_is_told_once_when_the_rest_is_taken():
     server = Server(flushing=False)
     server.feed(GET)
     answer(server.exchange, b"x" * 70_000)
@@ -1207,8 +1207,28 @@ def test_finished_exchange_is_not_told_of_the_drain():
     assert len(server.handlers) == 1
     server.transport.flush()
     assert len(server.handlers) == 2
-    assert server.handlers[0].events == [("end", [])]
+    assert server.handlers[0].events == [("end", []), ("drained",)]
     assert server.handlers[1].events == [("end", [])]
+    answer(server.exchange, b"y")
+    server.transport.flush()
+    assert len(server.handlers[0].events) == 2
+
+
+def test_finished_exchange_is_told_when_the_client_goes_without_taking_the_rest():
+    server = Server(flushing=False)
+    server.feed(GET)
+    answer(server.exchange, b"x" * 70_000)
+    assert server.handlers[0].events == [("end", [])]
+    server.transport.close_by_peer()
+    assert server.handlers[0].events == [("end", []), ("drained",)]
+
+
+def test_an_abandoned_client_is_cut_off_at_once():
+    server = Server(flushing=False)
+    server.feed(GET)
+    answer(server.exchange, b"x" * 70_000)
+    server.connection.abandon()
+    assert server.transport.aborted
 
 
 def test_client_that_does_not_read_is_cut_off():

@@ -1212,6 +1212,69 @@ def test_credit_is_withheld_while_the_client_does_not_read(bench, inner):
     assert bench.entry.bytes_out == 1_000_000
 
 
+def stalled_at_the_end(bench, inner):
+    """A client that has not read the last bytes of a complete answer."""
+    client = bench.client(flushing=False)
+    client.get()
+    inner.last.respond(200, [(b"Content-Length", b"200000")])
+    inner.last.stream.write(bytes(200_000))
+    inner.last.stream.end()
+    bench.run()
+    assert not inner.outer.session.streams
+    assert bench.entry.outcome == ""
+    return client
+
+
+def test_what_a_client_has_not_taken_counts_also_after_the_end(bench, inner):
+    client = stalled_at_the_end(bench, inner)
+    session = inner.outer.session
+    assert 200_000 - 70_000 < session.buffered <= 200_000
+    client.transport.flush()
+    bench.run()
+    assert session.buffered == session._memory.buffered.used == 0
+
+
+def test_a_client_that_goes_takes_what_it_had_not_taken_off_the_books(bench, inner):
+    client = stalled_at_the_end(bench, inner)
+    client.transport.close_by_peer()
+    assert inner.outer.session.buffered == 0
+
+
+def test_who_holds_most_is_cut_off_also_after_the_end(bench, inner):
+    client = stalled_at_the_end(bench, inner)
+    session = inner.outer.session
+    session.shed()
+    assert session.buffered == session._memory.buffered.used == 0
+    assert client.transport.aborted
+    bench.run()
+    assert session.buffered == 0
+
+
+def test_what_is_not_taken_outlives_the_tunnel(bench, inner):
+    client = stalled_at_the_end(bench, inner)
+    memory = inner.outer.session._memory
+    inner.lose()
+    assert memory.buffered.used > 0
+    assert inner.outer.session in memory.holders
+    client.transport.flush()
+    assert memory.buffered.used == 0
+    assert inner.outer.session not in memory.holders
+
+
+def test_a_client_whose_answer_is_too_much_to_keep_is_cut_off(bench, inner):
+    client = bench.client(flushing=False)
+    client.get()
+    inner.last.respond(200)
+    inner.last.stream.write(bytes(200_000))
+    bench.run()
+    inner.outer.session.shed()
+    bench.run()
+    assert client.transport.aborted
+    assert inner.last.code is StreamCode.OVERLOADED
+    assert bench.entry.outcome == "overloaded"
+    assert inner.outer.session.buffered == 0
+
+
 def test_a_slow_client_does_not_stop_another(bench, inner):
     slow, quick = bench.client(flushing=False), bench.client()
     for client in (slow, quick):

@@ -36,7 +36,11 @@ class RequestHandler(Protocol):
         """The response can no longer be finished, mostly since the client left: last call."""
 
     def response_drained(self) -> None:
-        """The client's socket has taken everything, after ``exchange.congested`` was true."""
+        """The client's socket has taken everything, after ``exchange.congested`` was true.
+
+        Where that was so at the end of the response, it is called once more after it, when the
+        socket has taken the rest or is gone.
+        """
 
 
 class _Nobody:

@@ -104,6 +104,7 @@ class ClientConnection(Protocol):
         self._half_closed = False  # the client's FIN has come
         self._farewell: Farewell | None = None  # we are closing
         self._grace: float | None = None  # seconds for one more request: we are draining
+        self._undrained: RequestHandler = NOBODY  # of the last response, not taken whole yet
         self._reading = True
         self._pumping = False
         self._unanswered: tuple[Exchange, bool, int] | None = None  # what was out at the FIN
@@ -195,6 +196,7 @@ class ClientConnection(Protocol):
             farewell = self._leave()
         farewell.over()
         self._lose_active()
+        self._release()
         self._reader.close()
         del self._reader  # a cycle: it knows the last exchange, which knows us
         if self._admitted:
@@ -215,6 +217,7 @@ class ClientConnection(Protocol):
         if not self.congested:
             return
         self.congested = False
+        self._release()
         if self._farewell is not None:
             self._farewell.drained()
             return
@@ -424,6 +427,8 @@ class ClientConnection(Protocol):
     def response_finished(self, exchange: Exchange) -> None:
         """The exchange's response is out."""
         self._active = None
+        if self.congested:
+            self._undrained = exchange._handler
         exchange._handler = NOBODY  # a cycle otherwise: it knows the exchange
         if exchange._persistent and exchange.complete:
             self.pump()
@@ -532,6 +537,18 @@ class ClientConnection(Protocol):
                 farewell.linger(self.congested)
             else:
                 farewell.close()
+
+    def abandon(self) -> None:
+        """The client reads too slowly: drop it, and all that waits for it."""
+        self._drop()
+
+    def _release(self) -> None:
+        """What was written for a response that is finished has gone, one way or the other."""
+        handler, self._undrained = self._undrained, NOBODY
+        try:
+            handler.response_drained()
+        except Exception:  # noqa: BLE001 - the reactor has others to serve
+            _log.failure("the application failed after a response")
 
     def _reset(self) -> None:
         """Cut the connection off."""

@@ -197,15 +197,19 @@ class Relay:
 
     def give_up(self, code: StreamCode, detail: str) -> None:
         """No inner layer will answer, or not to the end."""
-        if self.status:
-            self.exchange.abort()
-        else:
+        answered = self.status
+        if not answered:
             refusal = for_reset(code)
             self.status = refusal.status
             self._gateway.answer(self.exchange, refusal, self.request_id)
         reason = code.name.lower().replace("_", " ")
         self._gateway.failed(self, f"{reason}: {detail}" if detail else reason)
         self._finish(reason)
+        if answered and code is StreamCode.OVERLOADED:
+            # What it has not read yet is the memory that is needed.
+            self.exchange.connection.abandon()
+        elif answered:
+            self.exchange.abort()
 
     def fail(self) -> None:
         """End it for a fault of ours."""
@@ -298,10 +302,14 @@ class Relay:
             # The answer is complete, what is left of the request is wanted by nobody.
             self.stream.reset(StreamCode.NO_ERROR)
         complete = self.exchange.finish()
+        if not complete:
+            self.response_drained()  # nobody else will tell
         self._finish("" if complete else "the answer is not as long as it said")
 
     def reset(self, code: StreamCode, detail: str) -> None:
         if self._over:
+            if code is StreamCode.OVERLOADED:
+                self.exchange.connection.abandon()
             return
         # Of a handler that failed in between it could be the stream before.
         self.stream.reset(code)

@@ -29,6 +29,7 @@ given up.
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain
 from typing import Protocol
 
 from sockgw.protocol.errors import (
@@ -151,6 +152,7 @@ class Session:
         self._acknowledge_now = False
         self._budget = FLOOD_BUDGET
         self._promised = 0  # bytes of windows beyond their first size
+        self._lingering: set[Stream] = set()  # complete, and not yet taken by their readers
         memory.holders.add(self)
         self.streams: dict[int, Stream] = {}
         #: How often a stream had data but no credit.
@@ -267,7 +269,7 @@ class Session:
                     stream.receive_reset(code, detail)
             except Exception:  # noqa: BLE001 - the others must hear of it too
                 self._handler.handler_failed(stream)
-        self._memory.holders.discard(self)
+        self._check_empty()
 
     # ------------------------------------------------------------------ another carrier
 
@@ -409,9 +411,15 @@ class Session:
 
     def forget(self, stream: Stream) -> None:
         """A stream is over (for streams)."""
-        if self.streams.pop(stream.id, None) is not None:
+        if self.streams.pop(stream.id, None) is None:
+            return
+        self._promise(-stream.receiving.promised)
+        if stream.complete and stream.receiving.held and self._opens:
+            # An answer whose client has not taken the end of it: a window each, for as many clients
+            # as there are, is no small change.
+            self._lingering.add(stream)
+        else:
             self.took(-stream.receiving.held)
-            self._promise(-stream.receiving.promised)
 
     def stalled(self) -> None:
         """A stream has data but no credit (for streams)."""
@@ -421,6 +429,19 @@ class Session:
         """So many more bytes are held for local sockets (for streams)."""
         self.buffered += count
         self._memory.buffered.used += count
+
+    def taken_late(self, stream: Stream, count: int) -> None:
+        """A stream that is complete was holding these bytes still (for streams)."""
+        if stream in self._lingering:
+            stream.receiving.held -= count
+            self.took(-count)
+            if not stream.receiving.held:
+                self._lingering.discard(stream)
+                self._check_empty()
+
+    def _check_empty(self) -> None:
+        if self._ended and not self._lingering:
+            self._memory.holders.discard(self)
 
     def grant(self, window: ReceiveWindow, count: int) -> int:
         """Local sockets have taken bytes (for streams)."""
@@ -574,10 +595,16 @@ class Session:
 
     def shed(self) -> None:
         """Give up the stream that holds most for its reader."""
-        slowest = max(self.streams.values(), key=lambda stream: stream.receiving.held)
-        self._break(
-            StreamError(slowest.id, StreamCode.OVERLOADED, "its reader is slow, and memory used up")
-        )
+        slowest = max(chain(self.streams.values(), self._lingering), key=_held)
+        detail = "its reader is slow, and memory used up"
+        if slowest in self._lingering:
+            self.taken_late(slowest, slowest.receiving.held)
+            try:
+                slowest.handler.reset(StreamCode.OVERLOADED, detail)
+            except Exception:  # noqa: BLE001 - as above
+                self._handler.handler_failed(slowest)
+        else:
+            self._break(StreamError(slowest.id, StreamCode.OVERLOADED, detail))
 
     def _fail(self, stream: Stream) -> None:
         """A stream's handler raised: end the stream on both sides, if it has not ended by then."""
@@ -586,3 +613,7 @@ class Session:
         # It may have a client or an origin that still waits.
         with suppress(Exception):
             stream.handler.reset(StreamCode.INTERNAL_ERROR, "the handler failed")
+
+
+def _held(stream: Stream) -> int:
+    return stream.receiving.held

@@ -73,7 +73,11 @@ _NEXT = {
 
 
 class StreamHandler(Protocol):
-    """What a stream tells its user. Nothing is called after ``reset`` or after both ends."""
+    """What a stream tells its user. Nothing is called after ``reset`` or after both ends.
+
+    But for one ``reset`` of a stream that is complete: where bytes of it are still held, and memory
+    is needed.
+    """
 
     def head_received(self, head: ResponseHead) -> None:
         """An interim or the final response head has come (outer layer only)."""
@@ -109,6 +113,9 @@ class Link(Protocol):
     def took(self, count: int) -> None:
         """So many more bytes are held for local sockets; negative: fewer."""
 
+    def taken_late(self, stream: "Stream", count: int) -> None:
+        """A stream that is complete was holding these bytes still."""
+
     def grant(self, window: ReceiveWindow, count: int) -> int:
         """Local sockets have taken bytes; return how much credit to give."""
 
@@ -128,6 +135,7 @@ class Stream:
         "_send",
         "_trailers",
         "closed",
+        "complete",
         "handler",
         "id",
         "queued",
@@ -156,6 +164,8 @@ class Stream:
         self.scheduled = False
         #: Over: reset, or ended in both directions. Calls do nothing from then on.
         self.closed = False
+        #: Over, and not before its time.
+        self.complete = False
 
     # ------------------------------------------------------------------ what we send
 
@@ -218,8 +228,13 @@ class Stream:
         return self._congested
 
     def consumed(self, count: int) -> None:
-        """The local socket has taken so many bytes of what was received: the peer gets credit."""
+        """The local socket has taken so many bytes of what was received: the peer gets credit.
+
+        On the side that opens, also after ``ended``: until then they count as held.
+        """
         if self.closed:
+            if self.complete:
+                self._link.taken_late(self, count)
             return
         self._link.took(-count)
         if self._incoming is Phase.ENDED:
@@ -284,6 +299,7 @@ class Stream:
     def _sent_everything(self) -> None:
         self._end = False
         if self._incoming is Phase.ENDED:
+            self.complete = True
             self._close()
 
     # ------------------------------------------------------------------ what the peer sends
@@ -346,6 +362,7 @@ class Stream:
     def _received_everything(self, trailers: Headers) -> None:
         self._incoming = Phase.ENDED
         if self._outgoing is Phase.ENDED and not self._end:
+            self.complete = True
             self._close()
         self.handler.ended(trailers)
 
