@@ -19,7 +19,13 @@ from sockgw.protocol.payloads import (
     u32,
     u64,
 )
-from sockgw.protocol.session import ACK_BYTES, FLOOD_BUDGET, Session, TunnelFull
+from sockgw.protocol.session import (
+    ACK_BYTES,
+    FLOOD_BUDGET,
+    MAX_CONTROL,
+    Session,
+    TunnelFull,
+)
 from sockgw.protocol.streams import HIGH_WATER
 from sockgw.protocol.windows import WINDOW
 
@@ -685,3 +691,74 @@ def test_credit_never_exceeds_the_window(counts):
         window.consumed(taken, 0.0, None, lambda count: count)
         outstanding -= taken
         assert 0 <= window.granted <= WINDOW - outstanding
+
+
+def blocked(side):
+    """The peer acknowledges nothing, and no more is kept: frames of streams wait from now on."""
+    opened(side, flags=0)
+    stream = side.handlers[-1].stream
+    stream.respond(OK)
+    stream.write(bytes(WINDOW))
+    while side.session.next_message():
+        pass
+    assert side.session._outbox.full
+    return stream
+
+
+def test_openings_by_who_acknowledges_nothing_do_not_make_us_grow():
+    """Each is answered with a head that waits for the carrier, and is reset by the peer then."""
+    side = Side(False)
+    side.session._outbox._bound = 1
+    blocked(side)
+    large = ResponseHead(200, b"OK", [(b"A", b"x" * 1_000)])
+    message = encode(FrameType.OPEN, FIN, 1, encode_open(GET, TO))
+    reset = encode(FrameType.RESET, 0, 1, bytes(2))
+    with pytest.raises(TunnelError) as caught:
+        for number in range(3, 400_000, 2):
+            known = len(side.handlers)
+            side.session.receive(message[:5] + u32.pack(number) + message[9:])
+            if len(side.handlers) > known:
+                side.handlers[-1].stream.respond(large)
+            side.session.receive(reset[:5] + u32.pack(number) + reset[9:])
+            side.session.next_message()
+    assert caught.value.code is TunnelCode.FLOODED
+    assert side.session._control_size < 3 * MAX_CONTROL
+    assert len(side.session._turns._fresh) < 2_000
+
+
+def test_credit_that_nobody_takes_ends_the_tunnel():
+    """A peer that acknowledges nothing, and counts on credit that it has not been sent."""
+    side = Side(False)
+    side.session._outbox._bound = 1
+    stream = blocked(side)
+    data = encode(FrameType.DATA, 0, stream.id, bytes(65_536))
+    with pytest.raises(TunnelError) as caught:
+        for _ in range(200_000):
+            side.session.receive(data)
+            side.handlers[-1].body = b""
+            side.session.next_message()
+    assert caught.value.code is TunnelCode.FLOODED
+    assert side.session._control_size < 2 * MAX_CONTROL
+
+
+def test_a_peer_with_a_lower_limit_of_streams_is_no_reason_to_end_the_tunnel():
+    """It refuses what is too much for it, as often as it must."""
+    pair = Pair(max_streams=50, inner_streams=10)
+    first = [pair.open() for _ in range(10)]
+    pair.run()
+    for _ in range(2 * FLOOD_BUDGET // 40):
+        refused = [pair.open() for _ in range(40)]
+        pair.run()
+        assert {handler.code for handler in refused} == {StreamCode.REFUSED}
+    assert [handler.code for handler in first] == [None] * 10
+
+
+def test_streams_that_all_fail_are_no_flood():
+    """An origin that is down: each request is answered with RESET, and nothing else comes."""
+    pair = Pair()
+    for _ in range(FLOOD_BUDGET + 10):
+        client = pair.open()
+        pair.run()
+        pair.inner.handlers.pop().stream.reset(StreamCode.CONNECTION_REFUSED)
+        pair.run()
+        assert client.code is StreamCode.CONNECTION_REFUSED

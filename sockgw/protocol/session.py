@@ -198,6 +198,7 @@ class Session:
         )
         stream.handler = handler
         self.streams[number] = stream
+        self._earn()
         self.send_frame(frame)
         return stream
 
@@ -254,8 +255,12 @@ class Session:
             return
         self._ended = True
         # What the peer has never heard of was not worked on: another tunnel may have it.
-        unheard = {number for kind, _, number, _ in decode(b"".join(self._control))
-                   if kind == FrameType.OPEN}  # fmt: skip
+        unheard = set()
+        if self._opens:
+            for frame in self._control:
+                kind, _, number, _ = next(decode(frame))
+                if kind == FrameType.OPEN:
+                    unheard.add(number)
         self._urgent.clear()
         self._control.clear()
         self._control_size = 0
@@ -389,6 +394,11 @@ class Session:
             self._control_size += len(frame)
             self._wake()
 
+    def send_answer(self, frame: bytes) -> None:
+        """The same with a frame that the peer can make us send as often as it likes."""
+        self._answers += len(frame)
+        self.send_frame(frame)
+
     def _send(self, frame: bytes) -> None:
         """Send a frame of the tunnel itself."""
         if not self._ended:
@@ -520,8 +530,12 @@ class Session:
         if self._opens or not number & 1 or number <= self._last_id:
             raise TunnelError(TunnelCode.PROTOCOL_ERROR, f"OPEN of stream {number}")
         self._last_id = number
-        if self._farewell is not None or len(self.streams) >= self._limits.max_streams:
-            self._spend()
+        if (
+            self._farewell is not None
+            or len(self.streams) >= self._limits.max_streams
+            or self._control_size >= MAX_CONTROL
+        ):
+            # No flood: the peer cannot know of our limits. What bounds it are the answers.
             self._refuse(number, StreamCode.REFUSED, "no further streams")
             return
         try:
@@ -589,9 +603,7 @@ class Session:
 
     def _refuse(self, number: int, code: StreamCode, detail: str) -> None:
         """Reset a stream by the peer's doing."""
-        frame = encode(FrameType.RESET, 0, number, encode_reset(code, detail))
-        self._answers += len(frame)
-        self.send_frame(frame)
+        self.send_answer(encode(FrameType.RESET, 0, number, encode_reset(code, detail)))
 
     def shed(self) -> None:
         """Give up the stream that holds most for its reader."""

@@ -101,6 +101,9 @@ class Link(Protocol):
     def send_frame(self, frame: bytes) -> None:
         """Send a frame of a stream ahead of all data."""
 
+    def send_answer(self, frame: bytes) -> None:
+        """The same with a frame that the peer can make us send as often as it likes."""
+
     def schedule(self, stream: "Stream", fresh: bool) -> None:
         """The stream has something to send, and may; ``fresh``: it had nothing before."""
 
@@ -243,7 +246,7 @@ class Stream:
         grant = self._link.grant(self._receive, count)
         if grant:
             frame = pack_header(FrameType.CREDIT, 0, self.id, 4) + u32.pack(grant)
-            self._link.send_frame(frame)
+            self._link.send_answer(frame)
 
     # ------------------------------------------------------------------ what the session sends
 
