@@ -301,7 +301,7 @@ class World:
             assert session.buffered == sum(stream.receiving.held for stream in streams)
             assert session.buffered == side.memory.buffered.used
             promised = sum(stream.receiving.promised for stream in streams)
-            assert promised == session._promised == side.memory.promised.used
+            assert promised == session.holding.promised == side.memory.promised.used
             assert 0 <= promised <= side.memory.promised.limit
             waiting = sum(map(len, session._urgent)) + sum(map(len, session._control))
             assert session._control_size == waiting

@@ -37,8 +37,9 @@ class Limits:
 class Holder(Protocol):
     """A session, as one of those that hold bytes for slow readers."""
 
-    buffered: int
-    """Bytes held."""
+    @property
+    def buffered(self) -> int:
+        """Bytes held."""
 
     def shed(self) -> None:
         """Give up the stream that holds most."""

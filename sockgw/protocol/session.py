@@ -29,7 +29,6 @@ given up.
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
 from typing import Protocol
 
 from sockgw.protocol.errors import (
@@ -49,6 +48,7 @@ from sockgw.protocol.frames import (
     pack_header,
 )
 from sockgw.protocol.heads import RequestHead
+from sockgw.protocol.holding import Holding
 from sockgw.protocol.memory import Limits, Memory
 from sockgw.protocol.outbox import Outbox
 from sockgw.protocol.payloads import (
@@ -112,10 +112,6 @@ class SessionHandler(Protocol):
         """A handler raised; called inside the ``except``. The stream is reset afterwards."""
 
 
-def _no_time() -> float:
-    return 0.0
-
-
 class Session:
     """One end of a tunnel."""
 
@@ -126,7 +122,7 @@ class Session:
         opens: bool,
         limits: Limits | None = None,
         memory: Memory | None = None,
-        seconds: Callable[[], float] = _no_time,
+        seconds: Callable[[], float] = float,  # 0.0 for ever: no clock
     ) -> None:
         """``memory`` is shared with the sessions of other tunnels; ``seconds`` is the clock."""
         self._handler = handler
@@ -151,16 +147,14 @@ class Session:
         self._bytes_untold = 0
         self._acknowledge_now = False
         self._budget = FLOOD_BUDGET
-        self._promised = 0  # bytes of windows beyond their first size
-        self._lingering: set[Stream] = set()  # complete, and not yet taken by their readers
         memory.holders.add(self)
         self.streams: dict[int, Stream] = {}
         #: How often a stream had data but no credit.
         self.stalls = 0
         #: Numbered frames received.
         self.received = 0
-        #: Bytes received that local sockets have not taken yet.
-        self.buffered = 0
+        #: What is held for readers.
+        self.holding = Holding(limits, memory)
 
     # ------------------------------------------------------------------ opening and leaving
 
@@ -421,51 +415,30 @@ class Session:
 
     def forget(self, stream: Stream) -> None:
         """A stream is over (for streams)."""
-        if self.streams.pop(stream.id, None) is None:
-            return
-        self._promise(-stream.receiving.promised)
-        if stream.complete and stream.receiving.held and self._opens:
-            # An answer whose client has not taken the end of it: a window each, for as many clients
-            # as there are, is no small change.
-            self._lingering.add(stream)
-        else:
-            self.took(-stream.receiving.held)
+        if self.streams.pop(stream.id, None) is not None:
+            self.holding.over(stream, lingers=stream.complete and self._opens)
 
     def stalled(self) -> None:
         """A stream has data but no credit (for streams)."""
         self.stalls += 1
 
-    def took(self, count: int) -> None:
-        """So many more bytes are held for local sockets (for streams)."""
-        self.buffered += count
-        self._memory.buffered.used += count
-
     def taken_late(self, stream: Stream, count: int) -> None:
         """A stream that is complete was holding these bytes still (for streams)."""
-        if stream in self._lingering:
-            stream.receiving.held -= count
-            self.took(-count)
-            if not stream.receiving.held:
-                self._lingering.discard(stream)
-                self._check_empty()
+        self.holding.taken_late(stream, count)
+        self._check_empty()
 
     def _check_empty(self) -> None:
-        if self._ended and not self._lingering:
+        if self._ended and not self.holding.lingering:
             self._memory.holders.discard(self)
 
     def grant(self, window: ReceiveWindow, count: int) -> int:
         """Local sockets have taken bytes (for streams)."""
-        return window.consumed(count, self._seconds(), self.round_trip, self._promise)
+        return window.consumed(count, self._seconds(), self.round_trip, self.holding.promise)
 
-    def _promise(self, count: int) -> int:
-        """Return by how much a window may grow that wants to by ``count`` bytes."""
-        if count > 0:
-            promised = self._memory.promised
-            left = self._limits.max_buffered - self._promised
-            count = max(min(count, left, promised.limit - promised.used), 0)
-        self._promised += count
-        self._memory.promised.used += count
-        return count
+    @property
+    def buffered(self) -> int:
+        """Bytes received that local sockets have not taken yet."""
+        return self.holding.buffered
 
     # ------------------------------------------------------------------ bytes in
 
@@ -492,7 +465,7 @@ class Session:
         self._bytes_untold += len(message)
         if not self._woken and self.received != self._told and self._acknowledgement_due:
             self._wake()
-        while self.buffered > self._limits.max_buffered:
+        while self.holding.full:
             self.shed()
         self._memory.shed()
         if self._answers > MAX_CONTROL:
@@ -607,16 +580,16 @@ class Session:
 
     def shed(self) -> None:
         """Give up the stream that holds most for its reader."""
-        slowest = max(chain(self.streams.values(), self._lingering), key=_held)
+        slowest = self.holding.slowest(self.streams.values())
         detail = "its reader is slow, and memory used up"
-        if slowest in self._lingering:
-            self.taken_late(slowest, slowest.receiving.held)
-            try:
-                slowest.handler.reset(StreamCode.OVERLOADED, detail)
-            except Exception:  # noqa: BLE001 - as above
-                self._handler.handler_failed(slowest)
-        else:
+        if not slowest.closed:
             self._break(StreamError(slowest.id, StreamCode.OVERLOADED, detail))
+            return
+        self.taken_late(slowest, slowest.receiving.held)
+        try:
+            slowest.handler.reset(StreamCode.OVERLOADED, detail)
+        except Exception:  # noqa: BLE001 - as above
+            self._handler.handler_failed(slowest)
 
     def _fail(self, stream: Stream) -> None:
         """A stream's handler raised: end the stream on both sides, if it has not ended by then."""
@@ -625,7 +598,3 @@ class Session:
         # It may have a client or an origin that still waits.
         with suppress(Exception):
             stream.handler.reset(StreamCode.INTERNAL_ERROR, "the handler failed")
-
-
-def _held(stream: Stream) -> int:
-    return stream.receiving.held

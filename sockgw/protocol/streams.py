@@ -95,8 +95,19 @@ class StreamHandler(Protocol):
         """After ``congested`` was true: there is room again."""
 
 
+class Books(Protocol):
+    """Where a stream's memory is accounted for."""
+
+    def took(self, count: int) -> None:
+        """So many more bytes are held for local sockets; negative: fewer."""
+
+
 class Link(Protocol):
     """What a stream needs from its session."""
+
+    @property
+    def holding(self) -> Books:
+        """The books of its tunnel."""
 
     def send_frame(self, frame: bytes) -> None:
         """Send a frame of a stream ahead of all data."""
@@ -112,9 +123,6 @@ class Link(Protocol):
 
     def stalled(self) -> None:
         """A stream has data but no credit."""
-
-    def took(self, count: int) -> None:
-        """So many more bytes are held for local sockets; negative: fewer."""
 
     def taken_late(self, stream: "Stream", count: int) -> None:
         """A stream that is complete was holding these bytes still."""
@@ -239,7 +247,7 @@ class Stream:
             if self.complete:
                 self._link.taken_late(self, count)
             return
-        self._link.took(-count)
+        self._link.holding.took(-count)
         if self._incoming is Phase.ENDED:
             self._receive.held -= count
             return
@@ -316,7 +324,7 @@ class Stream:
                 self._receive.received(len(payload))
             except CreditOverrun as error:
                 raise self._senseless_credit(error) from error
-            self._link.took(len(payload))
+            self._link.holding.took(len(payload))
             self.handler.data_received(payload)
         if end and not self.closed:
             self._received_everything([])
