@@ -29,6 +29,9 @@ OFFICE = TunnelView(
     bytes_out=5,
     round_trip=0.01234,
     suspended=False,
+    resumes=3,
+    takeovers=1,
+    resent=2048,
     passed_over=["wiki.example.org"],
 )
 TARGET = TargetView(
@@ -308,6 +311,9 @@ def test_json() -> None:
     assert view["tunnels"][0]["identifier"] == "office"
     assert view["tunnels"][0]["round_trip"] == 0.01234
     assert view["tunnels"][0]["suspended"] is False
+    assert view["tunnels"][0]["resumes"] == 3
+    assert view["tunnels"][0]["takeovers"] == 1
+    assert view["tunnels"][0]["resent"] == 2048
     assert view["tunnels"][0]["passed_over"] == ["wiki.example.org"]
     assert view["targets"][0]["policy"] == ["/a GET", "^/b *"]
     assert view["failures"][0]["status"] == 502

@@ -48,6 +48,9 @@ class TunnelView:
     bytes_out: int  #: to it
     round_trip: float | None
     suspended: bool  #: it has lost its carrier and may get another
+    resumes: int  #: how often it has got another
+    takeovers: int  #: how often of these while the one before looked alive
+    resent: int  #: bytes sent again to it, for that
     passed_over: Sequence[str]  #: names of targets for which another one is asked at present
 
 
@@ -215,7 +218,7 @@ def _as_html(state: AdminState, now: float) -> str:
         stream_count=streams,
         target_count=len(targets),
         tunnels=_table(
-            "Identifier|State|Address|Key|Since|#Streams|#Received|#Sent|#Round trip",
+            "Identifier|State|Address|Key|Since|#Streams|#Received|#Sent|#Resumed|#Sent again|#Round trip",
             (
                 (
                     tunnel.identifier,
@@ -231,6 +234,10 @@ def _as_html(state: AdminState, now: float) -> str:
                     str(tunnel.streams),
                     _size(tunnel.bytes_in),
                     _size(tunnel.bytes_out),
+                    f"{tunnel.resumes}\n{tunnel.takeovers} taken over"
+                    if tunnel.takeovers
+                    else str(tunnel.resumes),
+                    _size(tunnel.resent),
                     "" if tunnel.round_trip is None else f"{tunnel.round_trip * 1000:.1f} ms",
                 )
                 for tunnel in tunnels

@@ -184,8 +184,8 @@ class Admission:
             known.fingerprint,
             _address(carrier),
             time.time(),
-            tunnel_id,
-            secret,
+            tunnel_id=tunnel_id,
+            secret=secret,
         )
         self._registry.add(member)
         self._retire(member)
@@ -218,6 +218,8 @@ class Admission:
         self._welcome(carrier, handshake, member.tunnel_id, received=tunnel.session.received)
         tunnel.resume_on(carrier, received)
         member.address = _address(carrier)
+        member.resumes += 1
+        member.takeovers += taken_over
         self._metrics.resumed(taken_over)
         self._registry.resumed(member)
         self._log.info(

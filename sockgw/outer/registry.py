@@ -31,6 +31,8 @@ class Member:
     address: str
     since: float  #: seconds since the epoch
     tunnel_id: bytes = b""  #: by which the inner layer can come back to it
+    resumes: int = 0  #: how often it has come back
+    takeovers: int = 0  #: how often of these while its old carrier looked alive
     secret: bytes = field(default=b"", repr=False)  #: which it then has to know
     chosen: int = 0  #: when it was last chosen, by a counter
     suspended_since: float | None = None  #: in seconds of the registry's clock

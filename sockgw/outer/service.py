@@ -241,6 +241,9 @@ class OuterService(Daemon):
                 bytes_out=member.tunnel.bytes_out,
                 round_trip=member.tunnel.round_trip,
                 suspended=member.tunnel.suspended,
+                resumes=member.resumes,
+                takeovers=member.takeovers,
+                resent=member.tunnel.session.resent,
                 passed_over=self._gateway.dispatcher.health.targets_without(member),
             )
             for member in self._registry

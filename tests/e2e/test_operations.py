@@ -235,6 +235,7 @@ def test_link_is_cut(tmp_path: Path, keys: Keys) -> None:
             outer.log.wait("inner layer innerLayer is back", mark)
             assert len(cable.recordings) == number + 2
             assert outer.metric("sockgw_resumes_total") == number + 1
+            assert outer.metric('sockgw_tunnels{identifier="innerLayer"}') == 1
 
 
 def test_peer_that_has_fallen_silent(tmp_path: Path, keys: Keys) -> None:
