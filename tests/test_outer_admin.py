@@ -231,6 +231,8 @@ def test_what_it_shows() -> None:
         "3",
         "1.5 KiB",
         "5 B",
+        "3\n1 taken over",
+        "2.0 KiB",
         "12.3 ms",
         "*.example.org",
         "https://intranet:443",
@@ -256,7 +258,7 @@ def test_nothing_to_show() -> None:
 def test_everything_is_text(text: str) -> None:
     text = "x" + text.replace("\r", "").replace("\0", "")  # which HTML has no way to write
     state = State(
-        [TunnelView(text, text, text, NOW, 0, 0, 0, None, True, [text])],
+        [TunnelView(text, text, text, NOW, 0, 0, 0, None, True, 0, 0, 0, [text])],
         [TargetView(text, text, [text], [text])],
         [Failure(NOW, text, text, 502, text, text)],
     )
