@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import test_bounds
 from control import Relay
 from cuts import Report, cut_transfers, verify
 from harness import Keys, wait_until
@@ -140,3 +141,14 @@ def test_every_finding_counts() -> None:
             verify(bad, faults=0)
     with pytest.raises(AssertionError):
         verify(good, faults=1)
+
+
+@pytest.mark.parametrize("kind", ["download", "upload"])
+def test_memory_that_grows_is_seen(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """With windows of 12 MiB from the first, who stops reading costs more than 4 MiB."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).with_name("variants")))
+    monkeypatch.setenv("LEFT_OUT", "window")
+    with pytest.raises(AssertionError, match="<= 4"):
+        test_bounds.test_who_stops_reading_costs_little(tmp_path, keys, kind)

@@ -18,6 +18,11 @@ if "fresh" in variant:
 
     add = Turns.add
     Turns.add = lambda self, stream, fresh: add(self, stream, False)  # type: ignore[method-assign]
+if "window" in variant:
+    from sockgw.protocol import windows
+
+    windows.WINDOW = 12 << 20
+    windows.SendWindow.__init__.__defaults__ = (windows.WINDOW,)  # type: ignore[misc]
 if "frames" in variant:
     from sockgw.protocol import turns
 
