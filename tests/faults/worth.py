@@ -28,7 +28,7 @@ VARIANTS = {
     "the kernel's queue as it comes": "kernel",
     "neither of the two": "flight kernel",
     "no turn for fresh streams": "fresh",
-    "frames of 64 KiB for all": "frames",
+    "messages and frames of 64 KiB": "frames",
 }
 LINE = 20e6  # bit/s
 ROUND_TRIP = 0.040  # seconds
