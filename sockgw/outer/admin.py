@@ -218,7 +218,8 @@ def _as_html(state: AdminState, now: float) -> str:
         stream_count=streams,
         target_count=len(targets),
         tunnels=_table(
-            "Identifier|State|Address|Key|Since|#Streams|#Received|#Sent|#Resumed|#Sent again|#Round trip",
+            "Identifier|State|Address|Key|Since|#Streams|#Received|#Sent|#Resumed|#Sent again|"
+            "#Round trip",
             (
                 (
                     tunnel.identifier,
