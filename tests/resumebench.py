@@ -296,9 +296,11 @@ class World:
             assert session.received <= self.other(side).session._outbox.sent
             assert outbox.acknowledged <= self.other(side).session.received
             assert outbox.size == sum(len(kept[1]) for kept in outbox._kept)
-            assert outbox.size == side.memory.resend.used
+            assert outbox.cost == side.memory.resend.used >= outbox.size
             assert outbox.size <= outbox._bound + LARGEST
-            assert session.buffered == sum(stream.receiving.held for stream in streams)
+            assert session.buffered == sum(
+                stream.receiving.held + stream.receiving.surcharge for stream in streams
+            )
             assert session.buffered == side.memory.buffered.used
             promised = sum(stream.receiving.promised for stream in streams)
             assert promised == session.holding.promised == side.memory.promised.used

@@ -1001,6 +1001,18 @@ def test_draining_a_suspended_tunnel_waits_for_it(inner):
     inner.stop()
 
 
+def test_draining_a_tunnel_that_is_lost_and_cannot_be_resumed(inner):
+    wire = inner.tunnel()
+    inner.open_stream(wire)
+    drained = inner.connector.drain()
+    inner.clock.advance(0)
+    assert not drained.called
+    wire.lose()
+    inner.clock.advance(0)
+    assert drained.called
+    inner.stop()
+
+
 def test_draining_a_suspended_tunnel_that_never_comes_back(inner):
     wire = inner.lasting()
     inner.open_stream(wire)

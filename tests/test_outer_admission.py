@@ -1005,3 +1005,19 @@ def test_stopping_ends_what_waits_too(outer, keys, lost):
     outer.clock.advance(0)
     assert outer.clock.getDelayedCalls() == []
     assert len(outer.registry) == 0
+
+
+def test_a_resume_window_of_a_week_lets_inner_layers_in_all_the_same(keys):
+    outer = Outer(keys, resume_window="604800000")
+    wire, inner = greet(outer, keys["office"])
+    ((kind, payload), *_) = wire.take()
+    assert inner.receive(kind, payload).resume_window == 86_400
+
+
+def test_the_secret_is_in_no_text(keys, outer):
+    wire, inner = greet(outer, keys["office"])
+    ((kind, payload), *_) = wire.take()
+    welcome = inner.receive(kind, payload)
+    (member,) = outer.registry
+    assert welcome.secret
+    assert repr(welcome.secret) not in repr(welcome) + repr(member)

@@ -3,7 +3,7 @@
 import pytest
 from gatewaybench import Bench
 
-from sockgw.outer.kept import KeptBody
+from sockgw.outer.kept import MOST_PIECES, KeptBodies, KeptBody
 from sockgw.outer.targets import parse_targets
 from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.windows import WINDOW
@@ -997,3 +997,13 @@ def test_who_goes_leaves_nothing(bench):
     fail_until_ejected(bench, one)
     one.lose()
     assert not bench.gateway.dispatcher.health.failing
+
+
+def test_a_body_of_very_many_pieces_is_not_kept():
+    """By its bytes it might be; but each piece is an object."""
+    bodies = KeptBodies(65_536, 1 << 26)
+    body = KeptBody(bodies)
+    assert all(body.add(b"ab") for _ in range(MOST_PIECES))
+    assert not body.add(b"ab")
+    body.release()
+    assert bodies.size == 0

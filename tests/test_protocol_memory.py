@@ -254,3 +254,29 @@ def test_a_maximum_below_the_first_window_means_that_none_grows(most):
     grow(inner, reader)
     assert reader.stream.receiving.size == WINDOW
     assert inner.memory.promised.used == 0
+
+
+def test_tiny_frames_are_counted_with_what_they_cost():
+    """Two bytes that wait for a socket are an object of fifty."""
+    inner = Inner(max_buffered=1_000_000)
+    reader = inner.open(1)[0]
+    data = encode(FrameType.DATA, 0, reader.stream.id, b"ab")
+    for _ in range(20_000):
+        if reader.code is None:
+            inner.session.receive(data)
+    assert reader.code is StreamCode.OVERLOADED
+    assert reader.stream.receiving.held < 20_000
+    assert inner.session.buffered == inner.memory.buffered.used == 0
+
+
+def test_what_tiny_frames_cost_is_given_back_with_the_last_of_them():
+    inner = Inner()
+    first, second = inner.open(2)
+    for reader in (first, second):
+        for _ in range(10):
+            inner.session.receive(encode(FrameType.DATA, 0, reader.stream.id, b"ab"))
+    assert inner.session.buffered > 20 * 50
+    first.take(15)
+    first.take(5)
+    second.stream.reset(StreamCode.CANCELLED)
+    assert inner.session.buffered == inner.memory.buffered.used == 0

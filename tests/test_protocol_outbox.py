@@ -42,13 +42,14 @@ def again(outbox):
 
 def test_what_is_kept_counts_in_the_pool():
     pool = Pool(1 << 28)
-    outbox, other = kept(2, 1, pool=pool), kept(4, pool=pool)
+    outbox, other = kept(2, 1, pool=pool), kept(40, pool=pool)
     assert outbox.sent == 3
     assert outbox.size == 2 * (17 + 17) + 3 * 19
-    assert pool.used == outbox.size + other.size
+    assert other.cost == other.size == 17 + 17 + 40 * 19
+    assert pool.used == outbox.cost + other.cost
     outbox.acknowledge(2, 0.0)
     assert outbox.size == 17 + 17 + 19
-    assert pool.used == outbox.size + other.size
+    assert pool.used == outbox.cost + other.cost
     outbox.acknowledge(3, 0.0)
     assert outbox.size == 0
     other.clear()
@@ -216,3 +217,20 @@ def test_a_new_carrier_is_another_link():
     outbox.acknowledge(1, 0.125)
     outbox.rewind(1, 1.0)
     assert outbox.flight.round_trip is None
+
+
+def test_many_small_messages_are_counted_with_what_they_cost():
+    """Each is several objects: by its bytes alone, 16 MiB of them would be half a gigabyte."""
+    pool = Pool(1 << 28)
+    outbox = Outbox(100_000, pool)
+    number = 0
+    while not outbox.full:
+        number += 1
+        outbox.keep(frame(1, 1), 1, 0.0, False)
+    assert number < 500
+    assert pool.used > 90_000
+    outbox.acknowledge(number - 1, 0.0)
+    assert not outbox.full
+    assert 0 < pool.used < 1_000
+    outbox.clear()
+    assert pool.used == 0

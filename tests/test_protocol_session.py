@@ -714,7 +714,7 @@ def test_openings_by_who_acknowledges_nothing_do_not_make_us_grow():
     message = encode(FrameType.OPEN, FIN, 1, encode_open(GET, TO))
     reset = encode(FrameType.RESET, 0, 1, bytes(2))
 
-    def attack():
+    def flood():
         for number in range(3, 400_000, 2):
             known = len(side.handlers)
             side.session.receive(message[:5] + u32.pack(number) + message[9:])
@@ -724,7 +724,7 @@ def test_openings_by_who_acknowledges_nothing_do_not_make_us_grow():
             side.session.next_message()
 
     with pytest.raises(TunnelError) as caught:
-        attack()
+        flood()
     assert caught.value.code is TunnelCode.FLOODED
     assert side.session._control_size < 3 * MAX_CONTROL
     assert len(side.session._turns._fresh) < 2_000
@@ -737,14 +737,14 @@ def test_credit_that_nobody_takes_ends_the_tunnel():
     stream = blocked(side)
     data = encode(FrameType.DATA, 0, stream.id, bytes(65_536))
 
-    def attack():
+    def flood():
         for _ in range(200_000):
             side.session.receive(data)
             side.handlers[-1].body = b""
             side.session.next_message()
 
     with pytest.raises(TunnelError) as caught:
-        attack()
+        flood()
     assert caught.value.code is TunnelCode.FLOODED
     assert side.session._control_size < 2 * MAX_CONTROL
 

@@ -293,7 +293,7 @@ class Line:
             if self._stopped:
                 return
             self.stop()
-            if carrier is None:
+            if carrier is None or tunnel.suspended:
                 self._owner.over(self)
             else:
                 # What was said last is still on its way.

@@ -28,6 +28,7 @@ from sockgw.outer.registry import Member, Registry
 from sockgw.protocol.errors import TunnelCode, TunnelError
 from sockgw.protocol.frames import FrameType, decode, encode
 from sockgw.protocol.handshake import (
+    MAX_RESUME_WINDOW,
     NONCE_SIZE,
     SECRET_SIZE,
     TUNNEL_ID_SIZE,
@@ -244,8 +245,10 @@ class Admission:
         kind, payload = handshake.welcome(
             tunnel=tunnel_id,
             max_streams=self._config.max_streams,
-            # Whole seconds, and not 0, which means none.
-            resume_window=ceil(self._config.resume_window) if handshake.resumes else 0,
+            # Whole seconds, and not 0, which means none; nor more than an inner layer accepts.
+            resume_window=min(ceil(self._config.resume_window), MAX_RESUME_WINDOW)
+            if handshake.resumes
+            else 0,
             secret=secret,
             received=received,
         )

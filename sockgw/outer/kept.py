@@ -7,6 +7,9 @@ chance of another inner layer; nobody waits for room.
 
 __all__ = ["KeptBodies", "KeptBody"]
 
+# Pieces of one body. A client that sends byte by byte would have us keep an object for each.
+MOST_PIECES = 1_024
+
 
 class KeptBodies:
     """The bounds, and what all requests keep together. Sizes in bytes."""
@@ -38,7 +41,12 @@ class KeptBody:
     @property
     def within(self) -> bool:
         """Whether it may be kept on."""
-        return self.size <= self._all.most_each and self._all.size <= self._all.most
+        bodies = self._all
+        return (
+            self.size <= bodies.most_each
+            and bodies.size <= bodies.most
+            and len(self.chunks) <= MOST_PIECES
+        )
 
     def release(self) -> None:
         """Keep nothing."""

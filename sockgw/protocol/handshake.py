@@ -32,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Protocol, TypedDict
 
@@ -43,6 +43,7 @@ __all__ = [
     "CHALLENGE",
     "HELLO",
     "MAX_PAYLOAD",
+    "MAX_RESUME_WINDOW",
     "NONCE_SIZE",
     "PROOF",
     "SECRET_SIZE",
@@ -87,7 +88,7 @@ _MAX_ITEMS = 32  # versions or capabilities
 _MAX_CAPABILITY = 64  # characters
 _MAX_VERSION = 0xFFFF
 _MAX_STREAMS = 0x7FFFFFFF  # a stream's id has 32 bits, and the outer layer's are odd
-_MAX_RESUME_WINDOW = 86400  # seconds
+MAX_RESUME_WINDOW: Final = 86400  # seconds
 _MAX_COUNT = 0xFFFF_FFFF_FFFF_FFFF  # of frames: u64
 
 _TLS_EXPORTER = "tls-exporter"
@@ -145,7 +146,7 @@ class Welcome:
     resume_window: int
     max_streams: int
     capabilities: tuple[str, ...]
-    secret: bytes
+    secret: bytes = field(repr=False)
     received: int | None
 
 
@@ -525,7 +526,7 @@ class InnerHandshake(_Side):
             version=fields.whole("version", 1, _MAX_VERSION),
             identifier=fields.text("identifier", _MAX_IDENTIFIER),
             tunnel=fields.binary("tunnel", TUNNEL_ID_SIZE),
-            resume_window=fields.whole("resume_window", 0, _MAX_RESUME_WINDOW),
+            resume_window=fields.whole("resume_window", 0, MAX_RESUME_WINDOW),
             max_streams=fields.whole("max_streams", 1, _MAX_STREAMS),
             capabilities=fields.texts("capabilities", _MAX_CAPABILITY),
             secret=fields.binary("secret", SECRET_SIZE) if fields.has("secret") else b"",

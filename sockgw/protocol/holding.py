@@ -56,7 +56,7 @@ class Holding:
         if lingers and window.held:
             self.lingering.add(stream)
         else:
-            self.took(-window.held)
+            self.took(-window.held - window.surcharge)
 
     def taken_late(self, stream: Stream, count: int) -> None:
         """So many bytes of a stream that lingers have been taken."""
@@ -64,6 +64,7 @@ class Holding:
             stream.receiving.held -= count
             self.took(-count)
             if not stream.receiving.held:
+                self.took(-stream.receiving.surcharge)
                 self.lingering.discard(stream)
 
     def slowest(self, streams: Iterable[Stream]) -> Stream:
@@ -72,4 +73,4 @@ class Holding:
 
 
 def _held(stream: Stream) -> int:
-    return stream.receiving.held
+    return stream.receiving.held + stream.receiving.surcharge

@@ -21,13 +21,16 @@ __all__ = ["Outbox"]
 # tunnel could silence all others.
 LEAST = 65_536
 
+# Bytes as which a message counts at least: so much is what it takes to remember one.
+_LEAST_COST = 256
+
 _Kept = tuple[int, bytes, Departure]  # the number of the last frame, the message
 
 
 class Outbox:
     """The messages of one side of a tunnel that the peer may still miss."""
 
-    __slots__ = ("_again", "_bound", "_kept", "_pool", "_rewound", "acknowledged", "flight",
+    __slots__ = ("_again", "_bound", "_kept", "_pool", "_rewound", "acknowledged", "cost", "flight",
                  "resent", "sent", "size")  # fmt: skip
 
     def __init__(self, bound: int, pool: Pool) -> None:
@@ -39,6 +42,8 @@ class Outbox:
         self._rewound = 0  # frames up to this number have been sent more than once, perhaps
         #: Bytes kept.
         self.size = 0
+        #: What that takes of our memory, in bytes: more, if there are many small messages.
+        self.cost = 0
         #: Frames of streams that have left.
         self.sent = 0
         #: How many of them the peer has said it got.
@@ -51,8 +56,8 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether no further frame of a stream may be sent now."""
-        return self.size >= self._bound or (
-            self._pool.used >= self._pool.limit and self.size >= LEAST
+        return self.cost >= self._bound or (
+            self._pool.used >= self._pool.limit and self.cost >= LEAST
         )
 
     @property
@@ -66,7 +71,9 @@ class Outbox:
         self.sent += frames
         size = len(message)
         self.size += size
-        self._pool.used += size
+        cost = size if size > _LEAST_COST else _LEAST_COST
+        self.cost += cost
+        self._pool.used += cost
         self._kept.append((self.sent, message, departure))
 
     def acknowledge(self, count: int, now: float) -> None:
@@ -75,15 +82,18 @@ class Outbox:
             raise TunnelError(TunnelCode.PROTOCOL_ERROR, f"ACK of {count} frames")
         self.acknowledged = count
         kept = self._kept
-        freed = 0
+        freed = cost = 0
         newest = None
         while kept and kept[0][0] <= count:
             newest = kept.popleft()
-            freed += len(newest[1])
+            size = len(newest[1])
+            freed += size
+            cost += size if size > _LEAST_COST else _LEAST_COST
         if newest is None:
             return
         self.size -= freed
-        self._pool.used -= freed
+        self.cost -= cost
+        self._pool.used -= cost
         if newest[0] > self._rewound:
             self.flight.acknowledged(freed, now, newest[2])
         else:  # who can tell which of its copies has arrived? (Karn and Partridge, 1987)
@@ -118,5 +128,5 @@ class Outbox:
         """The tunnel is over: nothing will be sent again."""
         self._kept.clear()
         self._again.clear()
-        self._pool.used -= self.size
-        self.size = 0
+        self._pool.used -= self.cost
+        self.size = self.cost = 0

@@ -45,6 +45,9 @@ from sockgw.protocol.windows import (
 __all__ = ["Phase", "Stream", "StreamHandler"]
 
 HIGH_WATER = 65_536  # bytes waiting; above it the source should pause. One read of a socket.
+# Bytes as which a frame of data counts at least, while it waits for a local socket: what an object
+# takes that holds two bytes.
+LEAST_COST = 128
 LOW_WATER = 32_768  # bytes waiting; at or below it the source goes on before the queue runs dry
 
 
@@ -247,11 +250,15 @@ class Stream:
             if self.complete:
                 self._link.taken_late(self, count)
             return
+        receive = self._receive
+        if receive.surcharge and count >= receive.held:
+            self._link.holding.took(-receive.surcharge)
+            receive.surcharge = 0
         self._link.holding.took(-count)
         if self._incoming is Phase.ENDED:
-            self._receive.held -= count
+            receive.held -= count
             return
-        grant = self._link.grant(self._receive, count)
+        grant = self._link.grant(receive, count)
         if grant:
             frame = pack_header(FrameType.CREDIT, 0, self.id, 4) + u32.pack(grant)
             self._link.send_answer(frame)
@@ -324,7 +331,11 @@ class Stream:
                 self._receive.received(len(payload))
             except CreditOverrun as error:
                 raise self._senseless_credit(error) from error
-            self._link.holding.took(len(payload))
+            cost = len(payload)
+            if cost < LEAST_COST:
+                self._receive.surcharge += LEAST_COST - cost
+                cost = LEAST_COST
+            self._link.holding.took(cost)
             self.handler.data_received(payload)
         if end and not self.closed:
             self._received_everything([])

@@ -64,7 +64,9 @@ class SendWindow:
 class ReceiveWindow:
     """What the peer may still send, and what is ready to be granted again."""
 
-    __slots__ = ("_before", "_first", "_most", "_since", "_used", "granted", "held", "size")
+    __slots__ = ("_before", "_first", "_most", "_since", "_used", "granted", "held",
+                 "size",
+                 "surcharge")  # fmt: skip
 
     def __init__(self, size: int = WINDOW, most: int = WINDOW, now: float = 0.0) -> None:
         """``size``: the first window in bytes; ``most``: the largest that it may grow to."""
@@ -79,6 +81,8 @@ class ReceiveWindow:
         self.granted = size
         #: Bytes received that the local socket has not taken yet.
         self.held = 0
+        #: What small frames among them take of our memory beyond their bytes; for streams to count.
+        self.surcharge = 0
 
     @property
     def promised(self) -> int:

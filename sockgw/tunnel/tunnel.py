@@ -210,11 +210,11 @@ class Tunnel:
         if self._ended:
             return
         self.detach()
+        self.suspended = True
         # A peer that has never been heard of here does not know that there is anything to resume.
         if not self._resume_window or not self._confirmed:
             self._end(reason)
             return
-        self.suspended = True
         self._timer = self._clock.callLater(
             self._resume_window, self._end, f"not resumed in time after: {reason}"
         )
