@@ -299,7 +299,8 @@ class World:
             assert outbox.cost == side.memory.resend.used >= outbox.size
             assert outbox.size <= outbox._bound + LARGEST
             assert session.buffered == sum(
-                stream.receiving.held + stream.receiving.surcharge for stream in streams
+                stream.receiving.held + stream.receiving.surcharge
+                for stream in (*streams, *session.holding.lingering)
             )
             assert session.buffered == side.memory.buffered.used
             promised = sum(stream.receiving.promised for stream in streams)
@@ -325,9 +326,9 @@ class World:
             idle = True
             for end in self.all_ends:
                 end.eager = True
+                end.take()  # also what is left after the end
                 if end.alive and not (end.complete and end.finished):
                     idle = False
-                    end.take()
                     if not end.responded:
                         end.respond(200)
                     if not end.finished:

@@ -20,6 +20,9 @@ _MAX_LINES = 60  # of each log, in the report of a failure
 _marks = pytest.StashKey[tuple[dict[Process, int], int]]()
 
 
+_watchers = 0
+
+
 @pytest.fixture(scope="session", name="keys")
 def inner_layer_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     """The key pair of the inner layer "innerLayer"."""
@@ -37,8 +40,13 @@ def no_process_left() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's job in the background ignores it, and so would all that it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    global _watchers
+    _watchers += 1
     yield
+    _watchers -= 1
     signal.signal(signal.SIGTERM, previous)
+    if _watchers:
+        return  # of several directories' fixtures the last one looks, when all others have ended
     left = [process.name for process in Process.running]
     for process in list(Process.running):
         process.kill()
