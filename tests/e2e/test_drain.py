@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from clients import Client
-from harness import PATIENCE, Gateway, Keys, Outer, wait_until
+from clients import Client, fetch
+from harness import PATIENCE, Gateway, Inner, Keys, Outer, wait_until
 from origins import Connection, Origin, Request, answering
 
 PIECE = os.urandom(32 * 1024)
@@ -243,3 +243,61 @@ def test_idle(tmp_path: Path, keys: Keys) -> None:
         assert gateway.outer.wait() == 0
         assert time.monotonic() - begun < 1
         gateway.inner.log.wait("no connection to the outer layer")
+
+
+# ---------------------------------------------------------------------- the inner layer
+
+
+@BOTH
+def test_an_inner_layer_finishes_what_it_has_and_gets_nothing_new(
+    tmp_path: Path, keys: Keys, number: signal.Signals
+) -> None:
+    slow = Slow()
+    with (
+        Origin(answering(slow.respond)) as origin,
+        Gateway(tmp_path, keys) as gateway,
+        Client(gateway.port) as down,
+        Client(gateway.port) as up,
+    ):
+        outer, leaving = gateway.outer, gateway.inner
+        host = gateway.route(origin)
+        down.ask(host, "/download")
+        assert down.head()[0] == 200
+        up.ask(host, "/upload", "POST", Content_Length=str(PIECES * len(PIECE)))
+        for _ in range(PAUSE_AFTER):
+            up.send(PIECE)
+        wait_until(lambda: outer.metric("sockgw_streams") == 2, "both are under way")
+        leaving.signal(number)
+        leaving.log.wait("draining: 2 requests under way, at most 60 s")
+        with Inner(tmp_path, keys.private, outer.socket_port, name="next"):
+            assert fetch(gateway.port, host, "/upload").status == 200
+            # It was held until the next one was there, and not given to the old one.
+            outer.access.wait(r"GET /upload .* held=[0-9.]*[1-9]")
+            assert leaving.status is None, "it waits for what it has"
+            slow.release.set()
+            for _ in range(PIECES - PAUSE_AFTER):
+                up.send(PIECE)
+            whole = hashlib.sha256(PIECE * PIECES).hexdigest()
+            assert up.answer().text == whole
+            assert hashlib.sha256(down.file.read(PIECES * len(PIECE))).hexdigest() == whole
+            assert leaving.wait() == 0
+            assert leaving.log.matching("drained")
+            assert fetch(gateway.port, host, "/upload").status == 200
+        assert not outer.log.matching("lost its connection")
+
+
+def test_an_inner_layers_time_is_over(tmp_path: Path, keys: Keys) -> None:
+    with (
+        Origin(answering(Slow().respond)) as origin,
+        Outer(tmp_path, keys.certificate) as outer,
+        Inner(tmp_path, keys.private, outer.socket_port, "--drain-timeout", "500") as inner,
+    ):
+        outer.wait_for_tunnels(1)
+        host = outer.route(origin)
+        with Client(outer.app_port) as client:
+            client.ask(host, "/never", "POST", Content_Length="0")
+            wait_until(lambda: outer.metric("sockgw_streams") == 1, "it is under way")
+            inner.signal(signal.SIGTERM)
+            assert client.answer().status == 502
+        assert inner.wait() == 0
+        assert inner.log.matching("drain-timeout is over: 1 requests cut off")
