@@ -11,7 +11,9 @@ from ipaddress import (
     ip_network,
 )
 
-__all__ = ["NAMED", "UNIX_PEER", "Networks", "canonical"]
+from twisted.internet.interfaces import IAddress
+
+__all__ = ["NAMED", "UNIX_PEER", "Networks", "canonical", "host_and_port"]
 
 #: The names of Express's ``trust proxy`` setting, and what each stands for.
 NAMED = {
@@ -120,3 +122,11 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         if mapped is not None:
             return IPv4Network((mapped, network.prefixlen - 96))
     return network
+
+
+def host_and_port(address: IAddress) -> tuple[str, int]:
+    """Return a socket's IP and port; "" and 0 for what has none. IPv4 in IPv6 (RFC 4291, 2.5.5.2) as IPv4."""
+    host = str(getattr(address, "host", ""))
+    if host.lower().startswith("::ffff:") and "." in host:
+        host = host[len("::ffff:") :]
+    return host.partition("%")[0], int(getattr(address, "port", 0))

@@ -39,6 +39,7 @@ from sockgw.http.exchange import NOBODY, Application, Exchange, Framing, Request
 from sockgw.http.farewell import Farewell
 from sockgw.http.framing import HttpError
 from sockgw.http.headers import lower
+from sockgw.http.networks import host_and_port
 from sockgw.http.patience import Awaited, ServerLimits
 from sockgw.http.reader import RequestReader
 from sockgw.protocol.heads import RequestHead, ResponseHead
@@ -117,17 +118,17 @@ class ClientConnection(Protocol):
 
         As the other two to be read once a request has come.
         """
-        return _address(self.transport.getPeer())[0]
+        return host_and_port(self.transport.getPeer())[0]
 
     @cached_property
     def peer_port(self) -> int:
         """The client's port."""
-        return _address(self.transport.getPeer())[1]
+        return host_and_port(self.transport.getPeer())[1]
 
     @cached_property
     def local_port(self) -> int:
         """The port that the client has connected to."""
-        return _address(self.transport.getHost())[1]
+        return host_and_port(self.transport.getHost())[1]
 
     # ------------------------------------------------------------------ Twisted calls
 
@@ -572,14 +573,6 @@ class ClientConnection(Protocol):
             limits.linger_timeout,
         )
         return farewell
-
-
-def _address(address: IAddress) -> tuple[str, int]:
-    """Return IP and port; "" and 0 for what has none. IPv4 in IPv6 (RFC 4291, 2.5.5.2) as IPv4."""
-    host = str(getattr(address, "host", ""))
-    if host.lower().startswith("::ffff:") and "." in host:
-        host = host[len("::ffff:") :]
-    return host.partition("%")[0], int(getattr(address, "port", 0))
 
 
 class ClientFactory(Factory):
