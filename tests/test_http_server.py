@@ -1223,11 +1223,11 @@ def test_finished_exchange_is_told_when_the_client_goes_without_taking_the_rest(
     assert server.handlers[0].events == [("end", []), ("drained",)]
 
 
-def test_an_abandoned_client_is_cut_off_at_once():
+def test_a_client_that_is_dropped_is_cut_off_at_once():
     server = Server(flushing=False)
     server.feed(GET)
     answer(server.exchange, b"x" * 70_000)
-    server.connection.abandon()
+    server.connection.drop()
     assert server.transport.aborted
 
 

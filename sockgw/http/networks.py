@@ -125,7 +125,10 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 
 
 def host_and_port(address: IAddress) -> tuple[str, int]:
-    """Return a socket's IP and port; "" and 0 for what has none. IPv4 in IPv6 (RFC 4291, 2.5.5.2) as IPv4."""
+    """Return a socket's IP and port; "" and 0 for what has none.
+
+    IPv4 in IPv6 (RFC 4291, section 2.5.5.2) as IPv4.
+    """
     host = str(getattr(address, "host", ""))
     if host.lower().startswith("::ffff:") and "." in host:
         host = host[len("::ffff:") :]

@@ -178,7 +178,7 @@ class ClientConnection(Protocol):
         unfinished = self._reader.receiving
         if unfinished is not None:
             if unfinished is self._active:
-                self._drop()
+                self.drop()
                 return
             self._waiting.pop()  # it is the last one
         active = self._active
@@ -306,10 +306,10 @@ class ClientConnection(Protocol):
             self._refuse(HttpError(408, "the request's body did not come in time"))
             self.pump()
         elif awaited is Awaited.READER:
-            self._drop()
+            self.drop()
         elif awaited is Awaited.SIGN_OF_LIFE:
             if not self._shows_life():
-                self._drop()
+                self.drop()
             else:
                 self.deadline = self._deadlines.after(self._limits.half_close_timeout)
 
@@ -521,8 +521,8 @@ class ClientConnection(Protocol):
         except Exception:  # noqa: BLE001 - the reactor has others to serve
             _log.failure("the application failed on a client's leaving")
 
-    def _drop(self) -> None:
-        """The client has gone, or is as good as gone."""
+    def drop(self) -> None:
+        """Cut the client off: it has gone, or is as good as gone, or reads too slowly."""
         self._lose_active()
         self._reset()
 
@@ -538,10 +538,6 @@ class ClientConnection(Protocol):
                 farewell.linger(self.congested)
             else:
                 farewell.close()
-
-    def abandon(self) -> None:
-        """The client reads too slowly: drop it, and all that waits for it."""
-        self._drop()
 
     def _release(self) -> None:
         """What was written for a response that is finished has gone, one way or the other."""
