@@ -11,7 +11,7 @@ from sockgw.inner.tls import client_context
 from sockgw.keys import UnusableKey, load_private_key
 from sockgw.outer.config import OuterConfig
 from sockgw.outer.keyring import Keyring
-from sockgw.outer.targets import parse_targets
+from sockgw.outer.targetsfile import parse_targets
 from sockgw.yamlfile import load_yaml
 
 __all__ = ["ROLES", "check_file"]

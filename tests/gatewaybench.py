@@ -19,7 +19,7 @@ from sockgw.outer.config import OuterConfig
 from sockgw.outer.gateway import Gateway
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.registry import Member, Registry
-from sockgw.outer.targets import parse_targets
+from sockgw.outer.targetsfile import parse_targets
 from sockgw.protocol.frames import decode
 from sockgw.protocol.heads import ResponseHead
 from sockgw.protocol.memory import Limits

@@ -26,7 +26,7 @@ from sockgw.config import load, settings_of, variable
 from sockgw.inner.allow import AllowList
 from sockgw.inner.config import InnerConfig
 from sockgw.outer.config import OuterConfig
-from sockgw.outer.targets import parse_targets
+from sockgw.outer.targetsfile import parse_targets
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

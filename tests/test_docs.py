@@ -17,7 +17,7 @@ from sockgw.outer.config import OuterConfig, OuterOptions
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.refusals import Refusal, for_reset
-from sockgw.outer.targets import parse_targets
+from sockgw.outer.targetsfile import parse_targets
 from sockgw.protocol import frames, handshake, payloads, session, windows
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.handshake import Refused

@@ -29,6 +29,10 @@ SPECIFICATION = Path(__file__).parent.parent / "docs" / "protocol.rst"
 REQUEST = RequestHead(b"GET", b"/hello?x=1", [(b"Host", b"a.test"), (b"X-Request-ID", b"r1")])
 TO = Destination("http", "10.0.0.5", 8080)
 SERVICE = Destination(service="crm")
+UPGRADE = RequestHead(b"GET", b"/chat", [(b"Host", b"a.test")], b"websocket")
+SWITCHED = ResponseHead(101, b"Switching Protocols", [], upgrade=b"websocket")
+BYTES = RequestHead(b"CONNECT", b"", [])
+DATABASE = Destination("tcp", "10.0.0.5", 5432)
 RESPONSE = ResponseHead(200, b"OK", [(b"Content-Length", b"5")])
 TRAILERS = [(b"X-Checksum", b"17")]
 
@@ -44,6 +48,9 @@ EXAMPLES = {
     "WELCOME that resumes": encode(FrameType.WELCOME, 0, 0, _handshake["WELCOME that resumes"]),
     "OPEN": encode(FrameType.OPEN, FIN, 1, encode_open(REQUEST, TO)),
     "OPEN of a service": encode(FrameType.OPEN, 0, 3, encode_open(REQUEST, SERVICE)),
+    "OPEN of an upgrade": encode(FrameType.OPEN, 0, 5, encode_open(UPGRADE, TO)),
+    "HEAD of an upgrade": encode(FrameType.HEAD, 0, 5, encode_response(SWITCHED)),
+    "OPEN of a TCP stream": encode(FrameType.OPEN, 0, 7, encode_open(BYTES, DATABASE)),
     "HEAD": encode(FrameType.HEAD, 0, 1, encode_response(RESPONSE)),
     "DATA": encode(FrameType.DATA, FIN, 1, b"hello"),
     "trailers": encode(FrameType.HEAD, FIN, 1, encode_trailers(TRAILERS)),
@@ -86,6 +93,9 @@ def test_what_the_code_understands():
     assert decode_open(payloads["OPEN"]) == (REQUEST, TO)
     assert decode_open(payloads["OPEN of a service"]) == (REQUEST, SERVICE)
     assert decode_head(payloads["HEAD"]) == RESPONSE
+    assert decode_open(payloads["OPEN of an upgrade"]) == (UPGRADE, TO)
+    assert decode_head(payloads["HEAD of an upgrade"]) == SWITCHED
+    assert decode_open(payloads["OPEN of a TCP stream"]) == (BYTES, DATABASE)
     assert decode_head(payloads["trailers"]) == TRAILERS
     assert decode_reset(payloads["RESET"]) == (StreamCode.CONNECTION_REFUSED, "db:5432 refused")
     assert decode_goaway(payloads["GOAWAY"]) == (9, TunnelCode.REVOKED, "revoked")

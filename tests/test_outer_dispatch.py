@@ -4,7 +4,7 @@ import pytest
 from gatewaybench import Bench
 
 from sockgw.outer.kept import MOST_PIECES, KeptBodies, KeptBody
-from sockgw.outer.targets import parse_targets
+from sockgw.outer.targetsfile import parse_targets
 from sockgw.protocol.errors import StreamCode, TunnelCode
 from sockgw.protocol.windows import WINDOW
 

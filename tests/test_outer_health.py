@@ -7,7 +7,7 @@ from twisted.logger import globalLogPublisher
 from sockgw.outer import health as module
 from sockgw.outer.health import NOT_REACHED, Health
 from sockgw.outer.registry import Member
-from sockgw.outer.targets import parse_targets
+from sockgw.outer.targetsfile import parse_targets
 from sockgw.protocol.errors import StreamCode
 
 REFUSED = StreamCode.CONNECTION_REFUSED

@@ -11,7 +11,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
-from sockgw.outer.targets import Target, Targets, TargetsFile, parse_targets
+from sockgw.outer.targets import Target, Targets
+from sockgw.outer.targetsfile import TargetsFile, parse_targets
 from sockgw.yamlfile import ConfigError
 
 SEED = """\
@@ -116,6 +117,69 @@ def test_targets_are_values() -> None:
         one(text).port = 1  # type: ignore[misc]
 
 
+def test_what_is_reached_by_a_port() -> None:
+    text = """\
+targets:
+  ssh: {protocol: tcp, listen: "tcp:2222", hostname: h, port: 22, clients: [10.0.0.0/8, "::1"]}
+  dns: {protocol: udp, listen: "udp:53", service: resolver}
+  "*": {hostname: h}
+"""
+    targets = parse_targets(text, "t.yaml")
+    ssh, dns = targets.ports
+    assert (ssh.protocol, ssh.listen, ssh.port, ssh.proxy_protocol) == ("tcp", "tcp:2222", 22, 0)
+    assert ssh.clients is not None
+    assert ssh.clients.contains("10.1.2.3")
+    assert not ssh.clients.contains("11.1.2.3")
+    assert (dns.protocol, dns.listen, dns.service) == ("udp", "udp:53", "resolver")
+    assert found(targets, "ssh") == "*"  # its name is no host
+    assert [target.name for target in targets] == ["*", "ssh", "dns"]
+
+
+def test_what_is_passed_through() -> None:
+    target = one("{protocol: tls, hostname: h, proxy-protocol: 2}")
+    assert (target.protocol, target.port, target.proxy_protocol) == ("tls", 443, 2)
+
+
+def test_unix_sockets() -> None:
+    target = one("{socket: /run/app.sock}")
+    assert (target.protocol, target.socket) == ("http", "/run/app.sock")
+    assert (target.hostname, target.port) == ("localhost", 80)
+    assert one("{socket: /run/app.sock, hostname: app.test}").hostname == "app.test"
+    assert one("{socket: /run/app.sock, protocol: tls}").port == 80
+
+
+def test_http2() -> None:
+    assert one("{hostname: h, http2: true}").http2
+    assert not one("{hostname: h}").http2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{hostname: h, protocol: ftp}", "'ftp' is no protocol; expected one of https, http, tcp"),
+        ("{hostname: h, protocol: tcp, listen: '1'}", "port is missing"),
+        ("{hostname: h, protocol: tcp, port: 1}", "listen is missing"),
+        ("{hostname: h, protocol: udp, port: 1, listen: '1'}", "no endpoint of UDP"),
+        ("{hostname: h, protocol: tcp, port: 1, listen: 'x:1'}", "cannot be listened on"),
+        ("{hostname: h, protocol: tcp, port: 1, listen: '1', policy: '*'}", "policy is not poss"),
+        ("{hostname: h, protocol: tls, listen: '1'}", "listen is not possible with protocol tls"),
+        ("{hostname: h, clients: loopback}", "clients is not possible with protocol https"),
+        ("{hostname: h, protocol: tls, http2: true}", "http2 is not possible"),
+        ("{hostname: h, protocol: tls, clients: nobody}", "'nobody' is neither an address"),
+        ("{hostname: h, protocol: tls, clients: []}", "no network is given"),
+        ("{hostname: h, protocol: tls, proxy-protocol: 3}", "3 is no version of the PROXY"),
+        ("{hostname: h, protocol: udp, port: 1, listen: 'udp:1', proxy-protocol: 1}", "possible"),
+        ("{socket: run/app.sock}", "'run/app.sock' is no path of a socket"),
+        ("{socket: /run/app.sock, protocol: https}", "protocol https is not possible over a Unix"),
+        ("{socket: /run/app.sock, service: s}", "socket is not possible beside service"),
+        ("{service: s, protocol: https}", "protocol https is not possible beside service"),
+    ],
+)
+def test_what_does_not_go_together(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        one(text)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "column", "words"),
     [
@@ -154,7 +218,7 @@ def test_targets_are_values() -> None:
         ("targets:\n  a: {service: 5}", 2, 16, "5 is no name"),
         ("targets:\n  a: {service: s, hostname: h}", 2, 19, "hostname is not possible beside serv"),
         ("targets:\n  a: {service: s, port: 1}", 2, 19, "port is not possible beside service"),
-        ("targets:\n  a: {protocol: http, service: s}", 2, 7, "protocol is not possible beside"),
+        ("targets:\n  a: {protocol: http, service: s}", 2, 7, "protocol http is not possible b"),
         ("targets:\n  a: {hostname: h, identifier: []}", 2, 32, "no identifier is given"),
         ("targets:\n  a: {hostname: h, identifier: 5}", 2, 32, "5 is no name"),
         ("targets:\n  a: {hostname: h, identifier: [x, 'y z']}", 2, 36, "'y z' is no name"),

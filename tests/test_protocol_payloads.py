@@ -31,21 +31,39 @@ destinations = st.one_of(
         protocol=st.sampled_from(["http", "https"]),
         hostname=hosts,
         port=st.integers(1, 65_535),
+        socket=st.sampled_from(["", "/run/app.sock", "/" + "s" * 106]),
+        http2=st.booleans(),
     ),
-    st.builds(Destination, service=hosts),
+    st.builds(Destination, service=hosts, http2=st.booleans()),
+)
+raw = st.one_of(
+    st.builds(
+        Destination,
+        protocol=st.sampled_from(["tcp", "udp"]),
+        hostname=hosts,
+        port=st.integers(1, 65_535),
+        socket=st.sampled_from(["", "/run/app.sock"]),
+    ),
+    st.builds(Destination, protocol=st.sampled_from(["tcp", "udp"]), service=hosts),
 )
 some = st.binary(min_size=1, max_size=20)
 
 
-@given(some, some, headers, destinations)
-def test_requests(method, target, fields, to):
-    head = RequestHead(method, target, fields)
+@given(some, some, headers, destinations, st.binary(max_size=256))
+def test_requests(method, target, fields, to, upgrade):
+    head = RequestHead(method, target, fields, upgrade)
     assert decode_open(encode_open(head, to)) == (head, to)
 
 
-@given(st.integers(100, 599), st.binary(max_size=20), headers)
-def test_responses(status, reason, fields):
-    head = ResponseHead(status, reason, fields)
+@given(raw)
+def test_streams_of_bytes(to):
+    head = RequestHead(b"CONNECT", b"", [])
+    assert decode_open(encode_open(head, to)) == (head, to)
+
+
+@given(st.integers(100, 599), st.binary(max_size=20), headers, st.binary(max_size=256))
+def test_responses(status, reason, fields, upgrade):
+    head = ResponseHead(status, reason, fields, upgrade=upgrade)
     assert decode_head(encode_response(head)) == head
 
 
@@ -99,12 +117,33 @@ GOOD = {"method": b"GET", "target": b"/", "headers": [], "to": ["http", "a", 80]
         {"service": "x"},
         {"service": ""},
         {"service": 5},
+        {"socket": "run/app.sock"},
+        {"socket": "/run/\0"},
+        {"socket": "/" + "s" * 107},
+        {"socket": b"/run/app.sock"},
+        {"http2": 1},
+        {"upgrade": "websocket"},
+        {"upgrade": b"x" * 257},
     ],
 )
 def test_requests_that_are_none(change):
     decode_open(msgpack.packb(GOOD))
     with pytest.raises(ValueError):  # noqa: PT011 - which of them does not matter
         decode_open(msgpack.packb({**GOOD, **change}))
+
+
+def test_a_service_stands_alone():
+    fields = {key: value for key, value in GOOD.items() if key != "to"}
+    decode_open(msgpack.packb({**fields, "service": "x"}))
+    for change in ({"socket": "/run/app.sock"}, {"protocol": "https"}, {"protocol": 5}):
+        with pytest.raises(ValueError):  # noqa: PT011 - which of them does not matter
+            decode_open(msgpack.packb({**fields, "service": "x", **change}))
+
+
+@pytest.mark.parametrize("origin", [["tcp", "a", 80], ["udp", "a", 80]])
+def test_no_answer_comes_from_a_stream_of_bytes(origin):
+    with pytest.raises(ValueError, match="origin"):
+        decode_head(msgpack.packb({"status": 200, "origin": origin}))
 
 
 @pytest.mark.parametrize("status", [99, 600, -1, "200", 200.0, True, None])

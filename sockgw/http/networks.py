@@ -82,6 +82,14 @@ class Networks:
         self._known[address] = result
         return result
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Networks):
+            return NotImplemented
+        return self._v4 == other._v4 and self._v6 == other._v6
+
+    def __hash__(self) -> int:
+        return hash((*self._v4, *self._v6))
+
     def __bool__(self) -> bool:
         return bool(self._v4 or self._v6)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sockgw.http.rewriting import Rewriter
-from sockgw.outer.targets import Target
+from sockgw.outer.targets import HTTP, Target
 from sockgw.protocol.payloads import Destination
 
 __all__ = ["Route", "route_to"]
@@ -15,15 +15,20 @@ class Route:
 
     target: Target
     destination: Destination
-    rewriter: Rewriter | None  #: None for a service, whose origin the inner layer tells
+    #: None for a service, whose origin the inner layer tells, and where there are no headers.
+    rewriter: Rewriter | None
 
 
 def route_to(target: Target) -> Route:
     """Return the route to a target."""
+    # Passed through, TLS is a connection like any other.
+    protocol = "tcp" if target.protocol == "tls" else target.protocol
     if target.service is not None:
-        return Route(target, Destination(service=target.service), None)
-    return Route(
-        target,
-        Destination(target.protocol, target.hostname, target.port),
-        Rewriter(target.protocol.encode(), target.hostname.encode(), target.port),
+        wanted = "" if protocol in HTTP else protocol
+        return Route(target, Destination(wanted, service=target.service, http2=target.http2), None)
+    to = Destination(
+        protocol, target.hostname, target.port, socket=target.socket, http2=target.http2
     )
+    if protocol not in HTTP:
+        return Route(target, to, None)
+    return Route(target, to, Rewriter(protocol.encode(), target.hostname.encode(), target.port))

@@ -34,7 +34,7 @@ from sockgw.outer.site import (
     make_site,
     socket_root,
 )
-from sockgw.outer.targets import TargetsFile
+from sockgw.outer.targetsfile import TargetsFile
 from sockgw.tunnel.carrier import FAST_MASKING, server_resource
 
 # On the socket port, beside the tunnels: handshakes under way, health checks, the admin page.

@@ -44,14 +44,30 @@ class Destination:
     """Where a stream goes: an origin by its URL's parts, or a service that only the inner layer
     can place.
 
-    Either ``service`` is empty, or ``protocol`` and ``hostname`` are and ``port`` is 0.
+    Either ``service`` is empty, or ``hostname`` and ``socket`` are and ``port`` is 0.
     """
 
-    protocol: str = ""  #: "http" or "https"
+    #: "http", "https", "tcp" or "udp". With a service what is wanted of it: "" is HTTP.
+    protocol: str = ""
     hostname: str = ""
     port: int = 0
     service: str = ""
+    #: The path of the Unix socket to dial in place of host name and port.
+    socket: str = ""
+    #: The origin is to be spoken to in HTTP/2.
+    http2: bool = False
 
+    @property
+    def raw(self) -> bool:
+        """Whether the stream carries bytes, and no requests."""
+        return self.protocol in _RAW
+
+
+_HTTP = frozenset(("http", "https"))
+_RAW = frozenset(("tcp", "udp"))
+_CONNECT = b"CONNECT"
+_MAX_UPGRADE = 256  # bytes of an Upgrade field
+_MAX_SOCKET = 107  # bytes of a Unix socket's path: sun_path of Linux, without its end
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 _pack = _packer.pack
@@ -91,43 +107,77 @@ def _headers(fields: dict[str, Any]) -> Headers:
     return list(headers)
 
 
-def _origin(value: object) -> tuple[str, str, int]:
+def _origin(value: object, protocols: frozenset[str]) -> tuple[str, str, int]:
     match value:
-        case (("http" | "https") as protocol, str() as hostname, int() as port) if (
-            hostname and type(port) is int and 0 < port < 65_536
+        case (str() as protocol, str() as hostname, int() as port) if (
+            protocol in protocols and hostname and type(port) is int and 0 < port < 65_536
         ):
             return protocol, hostname, port
     raise ValueError("bad origin")
 
 
+def _destination(fields: dict[str, Any]) -> Destination:
+    http2 = fields.get("http2", False)
+    if type(http2) is not bool:
+        raise ValueError("bad http2")
+    service = fields.get("service")
+    if service is not None:
+        protocol = fields.get("protocol", "")
+        if type(service) is not str or not service or "to" in fields or "socket" in fields:
+            raise ValueError("bad service")
+        if protocol != "" and protocol not in _RAW:
+            raise ValueError("bad protocol")
+        return Destination(protocol, service=service, http2=http2)
+    socket = fields.get("socket", "")
+    if type(socket) is not str or (socket and not _is_socket(socket)):
+        raise ValueError("bad socket")
+    return Destination(*_origin(fields.get("to"), _HTTP | _RAW), socket=socket, http2=http2)
+
+
+def _is_socket(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path and len(path.encode()) <= _MAX_SOCKET
+
+
 def encode_open(head: RequestHead, to: Destination) -> bytes:
     """Return the payload of OPEN: a request head, and where it goes."""
-    fields: dict[str, Any] = {
-        "method": head.method,
-        "target": head.target,
-        "headers": head.headers,
-    }
+    fields: dict[str, Any] = {}
+    if not to.raw:
+        fields["method"] = head.method
+        fields["target"] = head.target
+        fields["headers"] = head.headers
+        if head.upgrade:
+            fields["upgrade"] = head.upgrade
     if to.service:
         fields["service"] = to.service
+        if to.protocol:
+            fields["protocol"] = to.protocol
     else:
         fields["to"] = (to.protocol, to.hostname, to.port)
+        if to.socket:
+            fields["socket"] = to.socket
+    if to.http2:
+        fields["http2"] = True
     return _pack(fields)  # type: ignore[no-any-return]
 
 
 def decode_open(payload: bytes) -> tuple[RequestHead, Destination]:
     """Return what :func:`encode_open` was given. Raises ValueError."""
     fields = _unpack(payload)
+    to = _destination(fields)
+    if to.raw:
+        return RequestHead(_CONNECT, b"", []), to
     method = fields.get("method")
     target = fields.get("target")
     if type(method) is not bytes or type(target) is not bytes or not method or not target:
         raise ValueError("method or target is missing")
-    head = RequestHead(method, target, _headers(fields))
-    service = fields.get("service")
-    if service is not None:
-        if type(service) is not str or not service or "to" in fields:
-            raise ValueError("bad service")
-        return head, Destination(service=service)
-    return head, Destination(*_origin(fields.get("to")))
+    return RequestHead(method, target, _headers(fields), _upgrade(fields)), to
+
+
+def _upgrade(fields: dict[str, Any]) -> bytes:
+    upgrade = fields.get("upgrade", b"")
+    if type(upgrade) is not bytes or len(upgrade) > _MAX_UPGRADE:
+        raise ValueError("bad upgrade")
+    return upgrade
 
 
 def encode_response(head: ResponseHead) -> bytes:
@@ -139,6 +189,8 @@ def encode_response(head: ResponseHead) -> bytes:
     }
     if head.origin is not None:
         fields["origin"] = head.origin
+    if head.upgrade:
+        fields["upgrade"] = head.upgrade
     return _pack(fields)  # type: ignore[no-any-return]
 
 
@@ -157,8 +209,8 @@ def decode_head(payload: bytes) -> ResponseHead | Headers:
     reason = fields.get("reason", b"")
     if type(status) is not int or not 100 <= status <= 599 or type(reason) is not bytes:
         raise ValueError("bad status")
-    origin = _origin(fields["origin"]) if "origin" in fields else None
-    return ResponseHead(status, reason, headers, origin)
+    origin = _origin(fields["origin"], _HTTP) if "origin" in fields else None
+    return ResponseHead(status, reason, headers, origin, _upgrade(fields))
 
 
 def _text(detail: str) -> bytes:

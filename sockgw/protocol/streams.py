@@ -6,8 +6,9 @@ Each direction walks through three phases::
     inner to outer:   HEAD ─▶ HEAD ─▶ BODY ─▶ ENDED
                       └─ interim (1xx)
 
-OPEN carries the request head, so the direction that opens starts in BODY. FIN on OPEN, HEAD or
-DATA, or a HEAD with trailers, leads to ENDED. A stream is over when both directions have ended, or
+OPEN carries the request head, so the direction that opens starts in BODY. 101 is a final head like
+those from 200 on: what follows are the bytes of another protocol. FIN on OPEN, HEAD or DATA, or a
+HEAD with trailers, leads to ENDED. A stream is over when both directions have ended, or
 when either side resets it.
 
 Data waits here, in the stream that it belongs to, until there is credit and the carrier takes
@@ -170,7 +171,7 @@ class Stream:
         self._queue: deque[bytes] = deque()
         self._offset = 0  # bytes of the first chunk that are sent already
         self._end = False  # our direction ends behind what is queued
-        self._trailers: Headers = []
+        self._trailers = b""  # the frame, if there are any
         self._congested = False
         #: Bytes that wait to be sent.
         self.queued = 0
@@ -193,7 +194,7 @@ class Stream:
         if self._outgoing is not Phase.HEAD:
             raise LocalError("a second response head")
         frame = encode(FrameType.HEAD, FIN if end else 0, self.id, encode_response(head))
-        if head.status >= 200:
+        if not head.interim:
             self._outgoing = Phase.BODY
         self._link.send_frame(frame)
         if end:
@@ -215,15 +216,18 @@ class Stream:
                 self._link.stalled()
 
     def end(self, trailers: Headers | None = None) -> None:
-        """Queue the end of our direction, with trailers where there are any."""
+        """Queue the end of our direction, with trailers where there are any.
+
+        Raises LocalError, and does nothing, where they are larger than a frame may be.
+        """
         if self.closed:
             return
         if self._outgoing is not Phase.BODY:
             raise LocalError("an end outside of a body")
+        if trailers:
+            self._trailers = encode(FrameType.HEAD, FIN, self.id, encode_trailers(trailers))
         self._outgoing = Phase.ENDED
         self._end = True
-        if trailers:
-            self._trailers = trailers
         if not self.scheduled and (self._send.available or not self.queued):
             self._link.schedule(self, True)
 
@@ -276,8 +280,7 @@ class Stream:
         Only for a stream that is sendable.
         """
         if not self.queued and self._trailers:
-            frame = encode(FrameType.HEAD, FIN, self.id, encode_trailers(self._trailers))
-            self._trailers = []
+            frame, self._trailers = self._trailers, b""
             parts.append(frame)
             self._sent_everything()
             return len(frame)
@@ -349,7 +352,7 @@ class Stream:
         if isinstance(head, list):
             seen = _Seen.TRAILERS
         else:
-            seen = _Seen.INTERIM if head.status < 200 else _Seen.RESPONSE
+            seen = _Seen.INTERIM if head.interim else _Seen.RESPONSE
         following = _NEXT.get((self._incoming, seen))
         # An interim head never ends a direction, trailers always do.
         if following is None or end is {_Seen.INTERIM: True, _Seen.TRAILERS: False}.get(seen):
