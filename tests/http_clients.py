@@ -58,6 +58,7 @@ class Transport:
         self.handle = Handle()
         self.resumed = 0
         self.flush_due = False
+        self.kept_alive = False
 
     def getPeer(self):
         return IPv4Address("TCP", "192.0.2.7", 40000)
@@ -70,6 +71,10 @@ class Transport:
 
     def setTcpNoDelay(self, on):
         assert on
+
+    def setTcpKeepAlive(self, on):
+        assert on
+        self.kept_alive = True
 
     def write(self, data):
         assert type(data) is bytes
@@ -185,6 +190,9 @@ class Handler:
         self.events.append(("end", list(trailers)))
         if self.on_end:
             self.on_end(self.exchange)
+
+    def client_left(self):
+        self.events.append(("left",))
 
     def client_lost(self):
         assert "lost" not in [event[0] for event in self.events]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sockgw.http import headers as module
-from sockgw.http.headers import connection_options, end_to_end, get, lower, serialize
+from sockgw.http.headers import connection_options, end_to_end, get, lower, serialize, upgrades_to
 
 token = st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}", fullmatch=True)
 
@@ -36,7 +36,7 @@ def test_hop_by_hop_fields_stop_here_also_those_that_connection_names():
         (b"X-Internal", b"1"),
         (b"x-other", b"2"),
         (b"Keep-Alive", b"3"),
-        (b"TE", b"trailers"),
+        (b"TE", b"gzip"),
         (b"Transfer-Encoding", b"chunked"),
         (b"Upgrade", b"h2c"),
         (b"Proxy-Authorization", b"secret"),
@@ -45,6 +45,30 @@ def test_hop_by_hop_fields_stop_here_also_those_that_connection_names():
     assert connection_options(fields) == {b"close", b"x-internal", b"x-other"}
     assert end_to_end(fields) == [(b"Accept", b"*/*")]
     assert end_to_end(fields, (b"accept",)) == []
+
+
+@pytest.mark.parametrize("value", [b"trailers", b"Trailers", b"gzip;q=0.5, trailers"])
+def test_that_trailers_are_welcome_passes(value):
+    fields = [(b"Connection", b"TE"), (b"te", value), (b"Trailer", b"X-Sum")]
+    assert end_to_end(fields) == [(b"Trailer", b"X-Sum"), (b"TE", b"trailers")]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "fits"),
+    [
+        (b"websocket", b"websocket", True),
+        (b"WebSocket", b"websocket", True),
+        (b"b/1, c", b"a, B/1 ,c", True),
+        (b"b/2", b"b/1", False),
+        (b"b", b"a", False),
+        (b"a, b", b"a", False),
+        (b"", b"a", False),
+        (b",", b"a", False),
+        (b"", b"", False),
+    ],
+)
+def test_upgrades(given, asked, fits):
+    assert upgrades_to(given, asked) is fits
 
 
 @given(st.lists(st.tuples(token, st.binary(max_size=30)), max_size=6))

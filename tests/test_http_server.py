@@ -401,13 +401,13 @@ REFUSED = {
     "ice": (505, request(b"SOURCE / ICE/1.0")),
     "TLS": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
     # what is not implemented
-    "websocket": (
-        501,
-        request(b"GET / HTTP/1.1", b"Upgrade: websocket", b"Connection: Upgrade"),
+    "upgrade to what is no name": (
+        400,
+        request(b"GET / HTTP/1.1", b'Upgrade: web"socket', b"Connection: Upgrade"),
     ),
-    "h2c or websocket": (
-        501,
-        request(b"GET / HTTP/1.1", b"Upgrade: h2c, websocket", b"Connection: Upgrade"),
+    "upgrade to too much": (
+        400,
+        request(b"GET / HTTP/1.1", b"Upgrade: " + b"w" * 257, b"Connection: Upgrade"),
     ),
     "expectation": (417, request(POST, b"Expect: 200-ok", b"Content-Length: 1")),
 }

@@ -94,6 +94,9 @@ class _Handler:
     def client_lost(self) -> None:
         pass
 
+    def client_left(self) -> None:
+        pass
+
     def response_drained(self) -> None:
         pass
 

@@ -30,10 +30,20 @@ class RequestHandler(Protocol):
         """A piece of the request's body; up to one read of the socket may follow a pause."""
 
     def body_ended(self, trailers: Headers) -> None:
-        """The request is complete; called once, for one without a body after ``request()``."""
+        """The request is complete; called once, for one without a body after ``request()``.
+
+        For one that asks for an upgrade only once the client has closed its half of an upgraded
+        connection.
+        """
 
     def client_lost(self) -> None:
         """The response can no longer be finished, mostly since the client left: last call."""
+
+    def client_left(self) -> None:
+        """The client has closed an upgraded connection in good order: last call.
+
+        What it has sent is complete; nothing more reaches it.
+        """
 
     def response_drained(self) -> None:
         """The client's socket has taken everything, after ``exchange.congested`` was true.
@@ -53,6 +63,9 @@ class _Nobody:
         pass
 
     def client_lost(self) -> None:
+        pass
+
+    def client_left(self) -> None:
         pass
 
     def response_drained(self) -> None:
@@ -87,6 +100,7 @@ class Framing(enum.Enum):
     LENGTH = enum.auto()
     CHUNKED = enum.auto()
     CLOSE = enum.auto()  #: HTTP/1.0 without a length: the end of the connection
+    RAW = enum.auto()  #: none: what follows a 101 is not HTTP
 
 
 _STATUS_LINES = {
@@ -95,7 +109,10 @@ _STATUS_LINES = {
 }
 
 # The server's own business, whatever an application says of them.
-_OURS = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding"))
+_OURS = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+_NOT_SWITCHED = _OURS | {b"content-length"}
 _LOOKED_AT = _OURS | {b"content-length", b"date"}
 
 # RFC 9110, section 6.5.1: fields that must not come late. Those of one hop end_to_end() drops.
@@ -127,6 +144,9 @@ class Exchange:
 
     Calls come in the order ``inform``\\*, ``respond``, ``write``\\*, ``finish``; ``abort`` at any
     time. Once it is over, by either side, all calls do nothing.
+
+    A response of 101 to a request that asks for an upgrade switches the connection: from then on
+    bytes go as they are, and each direction ends for itself.
     """
 
     __slots__ = (
@@ -192,7 +212,7 @@ class Exchange:
         self.keep_alive = keep_alive  # what the client wishes
         self._persistent = False  # what our response promised
         self.complete = False  # the request has arrived whole
-        self._end_told = False
+        self._end_told = bool(head.upgrade)  # nothing to tell, unless the connection is switched
         self._over = False
         self._paused = False
         self.pieces: list[bytes] = []  # of the request's body, not yet handed on
@@ -248,8 +268,11 @@ class Exchange:
         if self.response_started:
             raise RuntimeError("the response has begun already")
         status = head.status
+        if self.head.upgrade:
+            self._connection.decided()
         if status < 200:
-            raise ValueError("not a final status")
+            self._switch(head)
+            return
         connection = self._connection
         fields: Headers = []
         lengths: list[bytes] = []
@@ -325,7 +348,7 @@ class Exchange:
                 self._connection.write_all((b"%x\r\n" % size, data, b"\r\n"))
         elif not self.response_started:
             raise RuntimeError("the response has not begun")
-        elif framing is Framing.CLOSE:
+        elif framing is Framing.CLOSE or framing is Framing.RAW:
             self.bytes_sent += size
             self._connection.write(data)
 
@@ -344,6 +367,11 @@ class Exchange:
         if self._remaining:
             self.abort()
             return False
+        if self.framing is Framing.RAW:
+            self.finished = True
+            if self._connection.switched is not None:
+                self._connection.switched.finish()
+            return True
         if self.framing is Framing.CHUNKED:
             end = b"0\r\n\r\n"
             if trailers:
@@ -360,6 +388,19 @@ class Exchange:
         if not self._over:
             self._connection.cut(self)
         self._connection.forget(self)
+
+    def _switch(self, head: ResponseHead) -> None:
+        """Send a 101 and go on with bytes. Raises ValueError where none was asked for."""
+        if head.status != 101 or not (self.head.upgrade and head.upgrade):
+            raise ValueError("not a final status")
+        fields = [field for field in head.headers if lower(field[0]) not in _NOT_SWITCHED]
+        fields += ((b"Connection", b"upgrade"), (b"Upgrade", head.upgrade))
+        data = serialize(status_line(101, head.reason), fields)
+        self.framing = Framing.RAW
+        self.response_started = True
+        self.complete = self._end_told = False
+        self._connection.write(data)
+        self._connection.switch(self)
 
     @property
     def chunked(self) -> bool:

@@ -48,14 +48,18 @@ class Farewell:
         deadlines: Deadlines,
         idle_timeout: float,
         linger_timeout: float,
+        registered: bool = True,
     ) -> None:
-        """Times in seconds; ``idle_timeout`` is for a client that reads nothing."""
+        """Times in seconds; ``idle_timeout`` is for a client that reads nothing.
+
+        ``registered``: whether the connection is the producer still.
+        """
         self._transport = transport
         self._secure = secure
         self._deadlines = deadlines
         self._idle_timeout = idle_timeout
         self._linger_timeout = linger_timeout
-        self._registered = True
+        self._registered = registered
         self._stage = _Stage.FLUSHING
         self.deadline: float | None = deadlines.after(idle_timeout)
         deadlines.watch(self)

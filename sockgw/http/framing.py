@@ -11,7 +11,7 @@ from functools import lru_cache
 from sockgw.http.headers import lower
 from sockgw.protocol.heads import Headers
 
-__all__ = ["CHUNKED", "HttpError", "check_host", "check_upgrade", "examine", "split_target"]
+__all__ = ["CHUNKED", "HttpError", "check_host", "examine", "split_target", "wanted_upgrade"]
 
 #: In the place of a Content-Length: the body is chunked.
 CHUNKED = -1
@@ -44,6 +44,9 @@ _WATCHED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect
 # sub-delims (a comma would make it a list), no percent-encoding, no zone in an IPv6 address.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?")
 _MAX_PORT = 65535
+
+# RFC 9110, section 7.8: names and versions, both tokens. 256 bytes are the wire's bound.
+_UPGRADE = re.compile(rb"(?=.{1,256}\Z)[!#$%&'*+\-.^_`|~0-9A-Za-z/, ]+")
 
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)([^?]*)(\?.*)?", re.IGNORECASE | re.DOTALL)
 _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
@@ -145,15 +148,21 @@ def _without_port(authority: bytes, default: bytes) -> bytes:
     return authority.lower().removesuffix(default).removesuffix(b":")
 
 
-def check_upgrade(headers: Headers) -> None:
-    """Raise HttpError unless the upgrade that is asked for may be ignored.
+def wanted_upgrade(headers: Headers) -> bytes:
+    """Return the protocols that ``Upgrade`` fields list, but ``h2c``; b"" for no others.
 
-    A server may ignore any (RFC 9110, section 7.8), and ``h2c`` comes from clients that only try
-    their luck (obsolete since RFC 9113, section 3.1). Who asks for something else has no use for
-    an ordinary answer.
+    A server may ignore an upgrade (RFC 9110, section 7.8), and ``h2c`` comes from clients that only
+    try their luck (obsolete since RFC 9113, section 3.1). What an origin would do with it cannot be
+    filtered. Raises HttpError for what is no list of protocols.
     """
+    wanted = []
     for name, value in headers:
         if lower(name) == b"upgrade":
             for protocol in value.split(b","):
-                if protocol.strip(b" \t").lower() not in (b"h2c", b""):
-                    raise HttpError(501, "upgrading the connection is not implemented")
+                protocol = protocol.strip(b" \t")
+                if protocol.lower() not in (b"h2c", b""):
+                    wanted.append(protocol)
+    value = b", ".join(wanted)
+    if value and not _UPGRADE.fullmatch(value):
+        raise HttpError(400, "invalid Upgrade")
+    return value

@@ -15,9 +15,11 @@ __all__ = [
     "get",
     "lower",
     "serialize",
+    "upgrades_to",
 ]
 
 # RFC 9110, section 7.6.1, with Proxy-* of section 11.7 and obsolete ones still seen in the wild.
+# Trailer is none: trailers pass, and what announces them with them.
 HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -27,7 +29,6 @@ HOP_BY_HOP = frozenset(
         b"proxy-authentication-info",
         b"proxy-authorization",
         b"te",
-        b"trailer",
         b"transfer-encoding",
         b"upgrade",
         b"http2-settings",
@@ -78,6 +79,8 @@ def connection_options(headers: Headers) -> set[bytes]:
     return options
 
 
+_TE = (b"TE", b"trailers")
+
 # What nearly every Connection field says; it names no other field.
 _USUAL_OPTIONS = frozenset((b"close", b"keep-alive"))
 
@@ -85,20 +88,36 @@ _USUAL_OPTIONS = frozenset((b"close", b"keep-alive"))
 def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Headers:
     """Return the fields that pass a gateway: neither hop-by-hop nor named by ``Connection``.
 
+    Of ``TE`` passes that trailers are welcome (RFC 9110, section 10.1.4), as we pass them on.
     ``also`` names further fields to leave out, in lower case. Raises ValueError for a bad name.
     """
     result: Headers = []
-    named = False
+    named = trailers = False
     for field in headers:
         name = _lowered.get(field[0]) or lower(field[0])
         if name in HOP_BY_HOP:
-            named |= name == b"connection" and field[1].lower() not in _USUAL_OPTIONS
+            if name == b"connection":
+                named |= field[1].lower() not in _USUAL_OPTIONS
+            elif name == b"te" and b"trailers" in field[1].lower():
+                trailers = True
         elif name not in also:
             result.append(field)
     if named:
         options = connection_options(headers)
         result = [field for field in result if lower(field[0]) not in options]
+    if trailers:
+        result.append(_TE)
     return result
+
+
+def upgrades_to(given: bytes, asked: bytes) -> bool:
+    """Whether a 101 with this ``Upgrade`` answers a request with that one (RFC 9110, section 7.8).
+
+    Protocols are compared without regard to case, of their names as of their versions.
+    """
+    wanted = {protocol.strip(b" \t").lower() for protocol in asked.split(b",")} - {b""}
+    got = {protocol.strip(b" \t").lower() for protocol in given.split(b",")} - {b""}
+    return bool(got) and got <= wanted
 
 
 def serialize(start_line: bytes, headers: Headers) -> bytes:

@@ -18,12 +18,19 @@ from httptools import (
     HttpResponseParser,
 )
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IProtocol, IPushProducer, ITransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IProtocol,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+    ITransport,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sockgw.http.headers import lower
+from sockgw.http.headers import lower, upgrades_to
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, ResponseHead
 
@@ -36,8 +43,7 @@ __all__ = ["OriginConnection"]
 # 100, 102, 103 come one to three times for a request; more is somebody who never answers.
 _MAX_INFORMED = 16
 
-# No upgrade was asked for, and nothing is below 100 (RFC 9110, section 15).
-_UNEXPECTED = frozenset((*range(100), 101))
+_UNEXPECTED = frozenset(range(100))  # nothing is below 100 (RFC 9110, section 15)
 
 # Seconds in which a peer may answer our close_notify before the connection is cut.
 _CLOSE_GRACE = 2.0
@@ -54,6 +60,8 @@ class _Transport(Protocol):
     def loseConnection(self) -> None: ...
     def abortConnection(self) -> None: ...
     def setTcpNoDelay(self, enabled: bool) -> None: ...
+    def setTcpKeepAlive(self, enabled: bool) -> None: ...
+    def loseWriteConnection(self) -> None: ...
     def pauseProducing(self) -> None: ...
     def resumeProducing(self) -> None: ...
     def registerProducer(self, producer: IPushProducer, streaming: bool) -> None: ...
@@ -67,6 +75,7 @@ class _State(Enum):
 
         IDLE ──attach──▶ HEAD ──final head──▶ BODY ──end──▶ DONE ──reusable──▶ IDLE
                           └────── head of an answer to HEAD ─▲  └───else──▶ CLOSED
+        HEAD ──101 that was asked for──▶ SWITCHED
         any ──close, drop, connectionLost──▶ CLOSED
     """
 
@@ -74,10 +83,11 @@ class _State(Enum):
     HEAD = auto()
     BODY = auto()
     DONE = auto()  # complete; what the parser still finds in the same chunk is too much
+    SWITCHED = auto()  # no HTTP any more
     CLOSED = auto()
 
 
-_IDLE, _HEAD, _BODY, _DONE, _CLOSED = _State
+_IDLE, _HEAD, _BODY, _DONE, _SWITCHED, _CLOSED = _State
 
 
 @implementer(IProtocol, IPushProducer)
@@ -91,6 +101,7 @@ class OriginConnection:
         "_deadlines",
         "_exchange",
         "_fed",
+        "_half_closed",
         "_headers",
         "_idle_timeout",
         "_informed",
@@ -131,6 +142,7 @@ class OriginConnection:
         self._leftover = False
         self._until_close = False  # the body ends with the connection
         self._paused = False
+        self._half_closed = False  # by the origin, after a 101
         self.deadline: float | None = None
         self.idle_since = 0.0
 
@@ -152,6 +164,9 @@ class OriginConnection:
             self._pool.idle.discard(self)
             self.drop()
             return
+        if self._state is _SWITCHED:
+            exchange.handler.body_received(data)
+            return
         exchange.held = None  # with its first byte the origin has taken the request
         self._touch()
         self._pending = self._fed = self._pending + len(data)
@@ -161,6 +176,11 @@ class OriginConnection:
             self._log.failure("An origin's response was not taken")
             exchange.fail(StreamCode.INTERNAL_ERROR, "response not taken")
         except (HttpParserError, HttpParserUpgrade) as error:
+            if self._state is _SWITCHED and isinstance(error, HttpParserUpgrade):
+                early = data[error.args[0] :]
+                if early:
+                    exchange.handler.body_received(early)
+                return
             if self._state is not _DONE:
                 exchange.fail(StreamCode.ORIGIN_MALFORMED, str(error))
             self._leftover = True
@@ -180,6 +200,14 @@ class OriginConnection:
         self._pool.lost(self)
         if exchange is None or exchange.retry():
             return
+        if state is _SWITCHED:
+            if not isinstance(reason.value, ConnectionDone):
+                exchange.fail(StreamCode.ORIGIN_CLOSED, "connection lost")
+            elif self._half_closed:
+                exchange.abort()
+            else:
+                exchange.completed([])
+            return
         if state is _BODY and self._until_close and isinstance(reason.value, ConnectionDone):
             # TLS cut without close_notify comes as ConnectionLost: that may be an attacker's cut.
             exchange.completed([])
@@ -187,6 +215,28 @@ class OriginConnection:
             exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed within the response")
         else:
             exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed before the response")
+
+    # IHalfCloseableProtocol, once it is switched; before, a FIN is an origin's end
+
+    def __conform__(self, interface: object) -> OriginConnection | None:
+        """Twisted asks when a FIN has come (PEP 246)."""
+        return self if interface is IHalfCloseableProtocol and self._state is _SWITCHED else None
+
+    def readConnectionLost(self) -> None:
+        """The origin has closed its half."""
+        self._half_closed = True
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if exchange.sent:
+            self._exchange = None
+            self._over()
+            exchange.completed([])
+        else:
+            exchange.half_completed()
+
+    def writeConnectionLost(self) -> None:
+        """Our half is closed."""
 
     # IPushProducer: we produce requests
 
@@ -196,9 +246,12 @@ class OriginConnection:
             self._exchange.congested = True
 
     def resumeProducing(self) -> None:
-        if self._exchange is not None:
+        exchange = self._exchange
+        if exchange is not None:
             self._touch()
-            self._exchange.drained()
+            exchange.drained()
+            if exchange.switched and exchange.sent:
+                self._close_half()
 
     def stopProducing(self) -> None:
         """The connection is being lost; connectionLost follows."""
@@ -226,6 +279,17 @@ class OriginConnection:
         """Write parts of the request, without joining them here."""
         self._touch()
         self.transport.writeSequence(parts)
+
+    def close_half(self) -> None:
+        """Nothing more will be written on a connection that is switched."""
+        exchange = self._exchange
+        if self._half_closed:
+            self._exchange = None
+            self._over()
+            if exchange is not None:
+                exchange.forget()
+        elif exchange is None or not exchange.congested:
+            self._close_half()
 
     def pause(self) -> None:
         """Stop reading; what TLS has already decrypted still arrives."""
@@ -278,8 +342,25 @@ class OriginConnection:
             self.deadline = None
             self.transport.abortConnection()
 
+    def _close_half(self) -> None:
+        # First, or Twisted would not get to it behind a producer that has nothing to say.
+        self.transport.unregisterProducer()
+        if ISSLTransport.providedBy(self.transport):
+            # Twisted's would half-close the TCP below it. Its close lets the origin finish: what
+            # comes before the origin's own close-notify still arrives.
+            self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
+
+    def _over(self) -> None:
+        """Both directions of a connection that was switched have ended."""
+        self._state = _CLOSED
+        self.deadline = self._deadlines.after(_CLOSE_GRACE)
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
     def _touch(self) -> None:
-        if not self._paused:
+        if not self._paused and self._state is not _SWITCHED:
             self.deadline = self._deadlines.after(self._idle_timeout)
 
     def _leave(self) -> None:
@@ -341,6 +422,9 @@ class OriginConnection:
             return
         self._pending = 0
         head = ResponseHead(status, self._reason, headers)
+        if status == 101:
+            self._switch(exchange, head)
+            return
         if status < 200:
             self._informed += 1
             # llhttp would read a body after some of them (RFC 9110, section 15.2: there is none).
@@ -357,6 +441,21 @@ class OriginConnection:
         else:
             self._until_close = not chunked and length is None
             self._state = _BODY
+        exchange.handler.responded(head)
+
+    def _switch(self, exchange: OriginExchange, head: ResponseHead) -> None:
+        given = [value for name, value in head.headers if lower(name) == b"upgrade"]
+        head.upgrade = b", ".join(given)
+        if not upgrades_to(head.upgrade, exchange.upgrade):
+            exchange.fail(StreamCode.ORIGIN_MALFORMED, "an upgrade that was not asked for")
+            return
+        self._state = _SWITCHED
+        self._headers = []
+        self.deadline = None
+        if ITCPTransport.providedBy(self.transport):
+            # No deadline of ours ends it, so the system has to notice an origin that is gone.
+            self.transport.setTcpKeepAlive(True)
+        exchange.switch()
         exchange.handler.responded(head)
 
     def on_chunk_header(self) -> None:

@@ -75,6 +75,8 @@ class OriginExchange:
         "origin",
         "reused",
         "sent",
+        "switched",
+        "upgrade",
     )
 
     def __init__(self, pool: OriginPool, origin: Origin, handler: OriginHandler) -> None:
@@ -93,6 +95,8 @@ class OriginExchange:
         self.held: list[bytes] | None = None  #: what was written, while it may be sent (again)
         self.head_only = False  #: the answer to HEAD has no body, whatever its fields say
         self.sent = False  #: the request is complete
+        self.upgrade = b""  #: the protocols to which the connection may be switched
+        self.switched = False  #: it has been: bytes go both ways, and each way ends for itself
 
     # for the caller
 
@@ -102,6 +106,10 @@ class OriginExchange:
         More than its Content-Length fails the exchange; ignored once the exchange is over.
         """
         if self._over or not data:
+            return
+        if self.switched:
+            if not self.sent:
+                self._send((data,))
             return
         remaining = self._remaining
         if self.sent or (remaining is not None and len(data) > remaining):
@@ -121,6 +129,11 @@ class OriginExchange:
         and without those fields that must not stand there (RFC 9110, section 6.5.1).
         """
         if self._over or self.sent:
+            return
+        if self.switched:
+            self.sent = True
+            if self.connection is not None:
+                self.connection.close_half()
             return
         if self._remaining is not None:
             self.fail(StreamCode.PROTOCOL_ERROR, "request body shorter than announced")
@@ -177,7 +190,13 @@ class OriginExchange:
                     raise ValueError("bad Content-Length")
                 length = int(value)
         headers = head.headers
-        if complete:
+        options = [b"TE"] if any(name.lower() == b"te" for name, _ in headers) else []
+        if head.upgrade:
+            options.append(b"upgrade")
+            headers = [*headers, (b"Upgrade", head.upgrade)]
+        if options:
+            headers = [*headers, (b"Connection", b", ".join(options))]
+        if complete or head.upgrade:
             if length:
                 raise ValueError("Content-Length without a body")
             self.sent = True
@@ -188,6 +207,7 @@ class OriginExchange:
             self._remaining = length
             self.sent = length == 0
         self.head_only = head.method == b"HEAD"
+        self.upgrade = head.upgrade
         return serialize(head.method + b" " + head.target + b" HTTP/1.1", headers)
 
     def connected(self, connection: OriginConnection) -> None:
@@ -223,6 +243,20 @@ class OriginExchange:
         self.reused = False
         self._pool.dial(self)
         return True
+
+    def switch(self) -> None:
+        """The origin has switched: what was a request without a body has two directions now."""
+        self.switched = True
+        self.sent = False
+
+    def forget(self) -> None:
+        """Both directions have ended, of what is switched, ours last."""
+        self._over = True
+        self.connection = None
+
+    def half_completed(self) -> None:
+        """The origin's direction has ended, of what is switched."""
+        self.handler.body_ended([])
 
     def completed(self, trailers: Headers) -> None:
         """The response is complete; the connection goes its own way."""

@@ -14,7 +14,7 @@ from httptools import (
     HttpRequestParser,
 )
 
-from sockgw.http.framing import CHUNKED, HttpError, check_upgrade, examine
+from sockgw.http.framing import CHUNKED, HttpError, examine, wanted_upgrade
 from sockgw.protocol.heads import Headers, RequestHead
 
 __all__ = ["IncomingRequest", "RequestReader"]
@@ -165,7 +165,7 @@ class RequestReader:
         try:
             self._parser.feed_data(piece)
         except HttpParserUpgrade:  # at the end of the piece, as that is where the head ends
-            self._ignore_upgrade()
+            self._pass_upgrade()
         except HttpParserError as error:
             if self._error is not None:
                 raise self._error from None
@@ -191,8 +191,11 @@ class RequestReader:
             return HttpError(414, "the request target is too long")
         return HttpError(431, "the request's header fields are too large")
 
-    def _ignore_upgrade(self) -> None:
-        """Go on with HTTP/1.1 where llhttp stopped: a new parser is told of the body only."""
+    def _pass_upgrade(self) -> None:
+        """Go on with HTTP/1.1 where llhttp stopped: a new parser is told of the body only.
+
+        Whether the connection is upgraded is not for the reader to say.
+        """
         request = self._current
         lines = [b"POST / HTTP/1.1"]
         if request.length == CHUNKED:
@@ -249,8 +252,9 @@ class RequestReader:
         if length > self._max_body_size:
             raise HttpError(413, "the request's body is too large")
         if parser.should_upgrade():
-            if version == "1.1":  # to be ignored in HTTP/1.0: RFC 9110, section 7.8
-                check_upgrade(headers)
+            # To be ignored in HTTP/1.0, and with a body it may be: RFC 9110, section 7.8.
+            if version == "1.1" and not length:
+                head.upgrade = wanted_upgrade(headers)
             self._upgrading = True
         self._excess = 0
         self.receiving = self._current = self._begin(

@@ -9,6 +9,10 @@ So a client cannot make us hold much. As soon as a request waits its turn, no mo
 has been read already is not parsed: 64 KiB of small requests are worth megabytes once they are
 objects.
 
+A request for an upgrade holds what follows it back until its answer says whether that is another
+request or another protocol. From a 101 on the connection is *switched*: bytes go to the exchange as
+they come, and no time is too long.
+
 After each step :meth:`settle` derives from the state what is awaited now, which decides whether to
 read and when to lose patience; see :class:`Awaited`.
 """
@@ -22,6 +26,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableProtocol,
@@ -42,6 +47,7 @@ from sockgw.http.headers import lower
 from sockgw.http.networks import host_and_port
 from sockgw.http.patience import Awaited, ServerLimits
 from sockgw.http.reader import RequestReader
+from sockgw.http.switched import Switched
 from sockgw.protocol.heads import RequestHead, ResponseHead
 
 __all__ = [
@@ -108,7 +114,10 @@ class ClientConnection(Protocol):
         self._undrained: RequestHandler = NOBODY  # of the last response, not taken whole yet
         self._reading = True
         self._pumping = False
+        self._undecided: Exchange | None = None  # asks for an upgrade, and has no answer yet
         self._unanswered: tuple[Exchange, bool, int] | None = None  # what was out at the FIN
+        #: An upgrade was granted: no HTTP any more.
+        self.switched: Switched | None = None
 
     # Not known when the connection is made: behind HAProxy the first bytes tell (``haproxy:``).
 
@@ -156,6 +165,9 @@ class ClientConnection(Protocol):
             self._surplus = True
         elif self._held:  # TLS: more can come after a pause, up to what had been read already
             self._held += data
+        elif self.switched is not None:
+            self.switched.received(data)
+            self.pump()
         else:
             self._read(data)
             self.pump()
@@ -182,7 +194,9 @@ class ClientConnection(Protocol):
                 return
             self._waiting.pop()  # it is the last one
         active = self._active
-        if active is not None:
+        if self.switched is not None:
+            self.switched.half_closed()
+        elif active is not None:
             self._unanswered = active, active.response_started, active.bytes_sent
         self.pump()
 
@@ -196,6 +210,11 @@ class ClientConnection(Protocol):
         if farewell is None:
             farewell = self._leave()
         farewell.over()
+        if self.switched is not None and reason is not None and reason.check(ConnectionDone):
+            try:
+                self.switched.left()
+            except Exception:  # noqa: BLE001 - the reactor has others to serve
+                _log.failure("the application failed on a client's leaving")
         self._lose_active()
         self._release()
         self._reader.close()
@@ -230,6 +249,8 @@ class ClientConnection(Protocol):
                 exchange._handler.response_drained()
             except Exception:  # noqa: BLE001 - ends this connection only
                 self._application_failed()
+            if self.switched is not None:
+                self.switched.drained()
         self.pump()
 
     def stopProducing(self) -> None:
@@ -265,7 +286,7 @@ class ClientConnection(Protocol):
         reading = not (
             self._waiting
             or self._held
-            or (active is not None and active is receiving and active._paused)
+            or (active is not None and active._paused and (active is receiving or self.switched))
         )
         if reading is not self._reading and not self._half_closed:
             # After a FIN the socket would be reported as readable for ever.
@@ -275,6 +296,10 @@ class ClientConnection(Protocol):
             else:
                 self.transport.pauseProducing()
         limits = self._limits
+        if self.switched is not None:
+            self._awaited = Awaited.NOTHING
+            self.deadline = None
+            return
         if self.congested:
             awaited, patience = Awaited.READER, limits.idle_timeout
         elif self._half_closed:
@@ -342,6 +367,8 @@ class ClientConnection(Protocol):
             self, head, host, http_version, length, expects_continue, keep_alive, self.seconds()
         )
         self._waiting.append(exchange)
+        if head.upgrade:
+            self._undecided = exchange
         return exchange
 
     def _read(self, data: bytes, start: int = 0) -> None:
@@ -349,17 +376,18 @@ class ClientConnection(Protocol):
         reader = self._reader
         try:
             while start < len(data):
-                if reader.ended:
-                    self._surplus = True
-                    break
-                if self._waiting and (self._active is not None or len(self._waiting) > 1):
+                waits = self._waiting and (self._active is not None or len(self._waiting) > 1)
+                if waits or self._undecided is not None:
                     self._held = data
                     self._held_start = start
                     return
+                if reader.ended:
+                    self._surplus = True
+                    break
                 start = reader.feed(data, start)
         except HttpError as error:
             self._refuse(error)
-        if reader.ended:
+        if reader.ended and self._undecided is None:
             self._deaf = True
 
     # ------------------------------------------------------------------ one after the other
@@ -395,9 +423,12 @@ class ClientConnection(Protocol):
             if not self._held:
                 self._end_of_requests()
                 return False
-        if self._held and not self._waiting:
+        if self._held and not self._waiting and self._undecided is None:
             held, self._held = self._held, b""
-            self._read(held, self._held_start)
+            if self.switched is not None:
+                self.switched.received(held[self._held_start :])
+            else:
+                self._read(held, self._held_start)
             return True
         if exchange is None or exchange._over:
             return False
@@ -413,6 +444,8 @@ class ClientConnection(Protocol):
         if exchange.complete and not exchange._end_told:
             exchange._end_told = True
             handler.body_ended(exchange.trailers)
+            if self.switched is not None:
+                self.switched.ended()
             return True
         return False
 
@@ -437,6 +470,28 @@ class ClientConnection(Protocol):
             # Bytes that we have not read when we close become an RST, which can overtake the
             # answer. Only who asked for the close and sent nothing more is sure to be silent.
             self._close(linger=exchange.keep_alive or not exchange.complete or self._surplus)
+
+    def decided(self) -> None:
+        """The exchange that asked for an upgrade has an answer."""
+        self._undecided = None
+
+    def switch(self, exchange: Exchange) -> None:
+        """From now on bytes go as they are."""
+        self._unanswered = None
+        self.switched = Switched(self, exchange, self._half_closed)
+        self.pump()
+
+    def switched_over(self, exchange: Exchange) -> None:
+        """A connection that was switched ends, with both directions."""
+        exchange._over = True
+        handler = exchange._handler
+        self.forget(exchange)
+        if self.congested:
+            self._undrained = handler
+        self._close(linger=False)
+        if not exchange._end_told:
+            exchange._end_told = True
+            handler.body_ended([])
 
     @property
     def leaving(self) -> bool:
@@ -488,7 +543,7 @@ class ClientConnection(Protocol):
     def cut(self, exchange: Exchange) -> None:
         """End a broken response so that it looks broken; ``client_lost`` follows at the end."""
         exchange._over = True
-        if exchange.framing is Framing.CLOSE:
+        if exchange.framing in (Framing.CLOSE, Framing.RAW):
             self._reset()  # an orderly end would make it look complete
         else:
             self._close(linger=False)
@@ -567,6 +622,7 @@ class ClientConnection(Protocol):
             self._deadlines,
             limits.idle_timeout,
             limits.linger_timeout,
+            registered=self.switched is None or not self.switched.half_open,
         )
         return farewell
 

@@ -114,13 +114,22 @@ def _clean(headers: Headers, host: bytes) -> Headers:
 class _Passage:
     """One stream and the request that it became; handles both."""
 
-    __slots__ = ("_ended", "_stream", "_tunnel", "_unconsumed", "exchange", "told_origin")
+    __slots__ = (
+        "_ended",
+        "_stream",
+        "_switched",
+        "_tunnel",
+        "_unconsumed",
+        "exchange",
+        "told_origin",
+    )
 
     def __init__(self, tunnel: Tunnel, stream: Stream) -> None:
         self._tunnel = tunnel
         self._stream = stream
         self._unconsumed = 0
-        self._ended = False
+        self._ended = False  # nothing more goes to the origin
+        self._switched = False  # bytes go both ways, and each way ends for itself
         self.exchange: OriginExchange | None = None
         self.told_origin: tuple[str, str, int] | None = None
 
@@ -159,6 +168,7 @@ class _Passage:
 
     def responded(self, head: ResponseHead) -> None:
         head.origin = self.told_origin
+        self._switched = head.status == 101
         self._respond(head)
 
     def body_received(self, data: bytes) -> None:
@@ -168,8 +178,11 @@ class _Passage:
             self.exchange.pause_response()
 
     def body_ended(self, trailers: Headers) -> None:
-        self._ended = True
-        self._stream.end()
+        self._ended = not self._switched
+        try:
+            self._stream.end(end_to_end(trailers))
+        except (LocalError, ValueError) as error:
+            self._too_large(error)
         self._tunnel.hurry()
 
     def failed(self, code: StreamCode, detail: str) -> None:
@@ -192,8 +205,11 @@ class _Passage:
             head.headers = end_to_end(head.headers)
             self._stream.respond(head)
         except (LocalError, ValueError) as error:
-            # Larger than a frame, or names that are none.
-            self._ended = True
-            self._stream.reset(StreamCode.TOO_LARGE, str(error))
-            if self.exchange is not None:
-                self.exchange.abort()
+            self._too_large(error)
+
+    def _too_large(self, error: Exception) -> None:
+        """A head or trailers are larger than a frame, or have names that are none."""
+        self._ended = True
+        self._stream.reset(StreamCode.TOO_LARGE, str(error))
+        if self.exchange is not None:
+            self.exchange.abort()

@@ -97,7 +97,7 @@ class Dispatcher:
         if code in NOT_REACHED:
             self.health.unreached(relay.route.target, relay.member, code)
         elif code is StreamCode.TUNNEL_LOST:
-            if relay.exchange.head.method not in IDEMPOTENT:
+            if relay.head.method not in IDEMPOTENT:
                 return False
         elif code is not StreamCode.REFUSED:
             return False
@@ -136,10 +136,9 @@ class Dispatcher:
             self.held.discard(relay)
         if relay.tried:
             self._metrics.retried()
-        body = relay.exchange.body_expected
         try:
             stream = member.tunnel.open(
-                relay.head, relay.route.destination, relay, complete=not body
+                relay.head, relay.route.destination, relay, complete=relay.whole
             )
         except TunnelFull:
             relay.refuse(BUSY)

@@ -33,7 +33,7 @@ from sockgw.outer.refusals import BAD_HEAD, NO_TARGET, Refusal, answer
 from sockgw.outer.registry import Affinity, Registry
 from sockgw.outer.relay import Relay
 from sockgw.outer.routes import Route, route_to
-from sockgw.outer.targets import Target, Targets
+from sockgw.outer.targets import HTTP, Target, Targets
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
 __all__ = ["Gateway"]
@@ -175,7 +175,7 @@ class Gateway:
         )
         request_id = view.request_id or b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
         target = self._targets.match(view.host.decode("latin-1"))
-        if target is None:
+        if target is None or target.protocol not in HTTP:
             return self._without_target(exchange, view, request_id)
         if self.draining and self.seconds() >= self._last_call:
             return self._refuse(exchange, _DRAINING, view, request_id, target)
@@ -202,7 +202,7 @@ class Gateway:
             headers = self._request_headers(head.headers, target, view, request_id)
         except ValueError:
             return self._refuse(exchange, BAD_HEAD, view, request_id, target)
-        head = RequestHead(head.method, request_target, headers)
+        head = RequestHead(head.method, request_target, headers, head.upgrade)
         relay = Relay(self, exchange, head, route, view, affinity, request_id)
         self._deadlines.watch(relay)
         self.dispatcher.dispatch(relay)
@@ -239,6 +239,17 @@ class Gateway:
     def idle_deadline(self) -> float:
         """Return until when another byte must have come."""
         return self._deadlines.after(self._idle_timeout)
+
+    def silence_deadline(self) -> float | None:
+        """Return until when another byte must have come of what is no exchange of HTTP any more."""
+        return None
+
+    def request_trailers(self, relay: Relay, trailers: Headers) -> Headers:
+        """Return those of a request's trailers that may pass: no others than of its head."""
+        try:
+            return self._passed(trailers, relay.route.target, relay.view.trusted)
+        except ValueError:
+            return []  # a name too long to be looked at
 
     def rewriter(self, route: Route, origin: tuple[str, str, int] | None) -> Rewriter | None:
         """Return what rewrites the responses of a route; ``origin`` as the inner layer tells it.
@@ -330,7 +341,15 @@ class Gateway:
     def _request_headers(
         self, headers: Headers, target: Target, view: ClientView, request_id: bytes
     ) -> Headers:
-        trusted = view.trusted
+        result = self._passed(headers, target, view.trusted)
+        if target.preserve_host and view.host:
+            result.append((b"Host", view.host))
+        result += self._forwarding.headers_for(view)
+        result.append((b"X-Request-ID", request_id))
+        return result
+
+    def _passed(self, headers: Headers, target: Target, trusted: bool) -> Headers:
+        """Return the fields of a client that may pass. Raises ValueError for a bad name."""
         result = [
             field
             for field in end_to_end(headers, _NOT_PASSED)
@@ -339,10 +358,6 @@ class Gateway:
         if not target.policy.unrestricted:
             # The policy has judged the method of the request line, and no other.
             result = [field for field in result if not names_a_method(lower(field[0]))]
-        if target.preserve_host and view.host:
-            result.append((b"Host", view.host))
-        result += self._forwarding.headers_for(view)
-        result.append((b"X-Request-ID", request_id))
         return result
 
     def _without_target(

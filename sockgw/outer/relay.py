@@ -8,6 +8,10 @@ Until there is an inner layer to ask a relay is *held*, and once one has failed 
 the stream of another: whom to ask, and whether to, is the dispatcher's to say. The request's body
 is kept for that, within bounds, until the first byte of an answer. Held or not, no more of it is
 read than that and what a stream takes.
+
+An answer may *switch* the exchange: the 101 that a client asked for, or that a connection to a TCP
+origin is there. From then on it is two directions of bytes, each of which ends for itself, and
+silence is no fault.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from sockgw.http.forwarded import ClientView
-from sockgw.http.headers import end_to_end
+from sockgw.http.headers import end_to_end, upgrades_to
 from sockgw.http.rewriting import Rewriter
 from sockgw.http.server import Exchange
 from sockgw.outer.kept import KeptBody
@@ -53,6 +57,12 @@ class Owner(Protocol):
     def idle_deadline(self) -> float:
         """Return until when another byte must have come."""
 
+    def silence_deadline(self) -> float | None:
+        """Return until when another byte must have come of what is no exchange of HTTP any more."""
+
+    def request_trailers(self, relay: Relay, trailers: Headers) -> Headers:
+        """Return those of a request's trailers that may pass."""
+
     def rewriter(self, route: Route, origin: tuple[str, str, int] | None) -> Rewriter | None:
         """Return what rewrites the responses of a route."""
 
@@ -76,12 +86,17 @@ class Relay:
     """
 
     __slots__ = (
+        "_answer_ended",
         "_gateway",
         "_informed",
         "_kept",
+        "_left",
         "_over",
+        "_patience",
         "_request_ended",
+        "_switched",
         "_time_left",
+        "_trailers",
         "_unconsumed",
         "affinity",
         "deadline",
@@ -100,6 +115,7 @@ class Relay:
         "tries",
         "view",
         "waited",
+        "whole",
     )
 
     member: Member
@@ -120,7 +136,14 @@ class Relay:
         self._unconsumed = 0
         self._informed = 0
         self._over = False
-        self._request_ended = not exchange.body_expected
+        #: The request is its head alone: nothing follows.
+        self.whole = not (exchange.body_expected or head.upgrade)
+        self._request_ended = self.whole
+        self._answer_ended = False
+        self._trailers: Headers = []  # of the request
+        self._switched = False
+        self._left = False  # the client of what is switched, in good order
+        self._patience: Callable[[], float | None] = gateway.response_deadline
         self._kept: KeptBody | None = None
         self._time_left = 0.0  # of the response deadline, while it is held
         self.exchange = exchange
@@ -173,8 +196,8 @@ class Relay:
                 stream.write(data)
             if not kept.within:
                 self._let_go()
-        if self._request_ended and self.exchange.body_expected:
-            stream.end()
+        if self._request_ended and not self.whole:
+            stream.end(self._trailers)
         # The stream before this one, or the wait, may have paused it. Last: more of the body may
         # come from within.
         if stream.congested:
@@ -235,10 +258,14 @@ class Relay:
 
     def body_ended(self, trailers: Headers) -> None:
         ended, self._request_ended = self._request_ended, True
+        if trailers:
+            self._trailers = self._gateway.request_trailers(self, trailers)
         if self.held_since is None:
             if not ended:
-                self.stream.end()
+                self.stream.end(self._trailers)
             self.member.tunnel.hurry()
+        if self._answer_ended:
+            self._finish("")
 
     def client_lost(self) -> None:
         if self.held_since is None:
@@ -251,10 +278,17 @@ class Relay:
             self._over = True
             self._gateway.broken_off(self)
 
+    def client_left(self) -> None:
+        self._left = True
+        self.body_ended([])
+        # To whom it says nothing more, and does not end, it would be left for ever.
+        self._patience = self._gateway.idle_deadline
+        self.deadline = self._patience()
+
     def response_drained(self) -> None:
         count, self._unconsumed = self._unconsumed, 0
         if count:
-            self.deadline = self._gateway.idle_deadline()
+            self.deadline = self._patience()
             self.stream.consumed(count)
             self.member.tunnel.hurry()
 
@@ -265,7 +299,7 @@ class Relay:
         if self._kept is not None:
             self._let_go()
         exchange = self.exchange
-        if head.status < 200:
+        if head.interim:
             self._inform(head)
             return
         health = self._gateway.dispatcher.health
@@ -280,30 +314,49 @@ class Relay:
                     headers, view.proto, view.authority(), self._gateway.remove_csps
                 )
             headers.append((b"X-Request-ID", self.request_id))
-            exchange.respond(ResponseHead(head.status, head.reason, headers))
+            if head.status == 101 and not upgrades_to(head.upgrade, self.head.upgrade):
+                raise ValueError("an upgrade that was not asked for")
+            exchange.respond(ResponseHead(head.status, head.reason, headers, None, head.upgrade))
         except ValueError:
             self._fail(StreamCode.ORIGIN_MALFORMED, "a head that cannot be written")
             return
         self.status = head.status
         self.first_byte = self._gateway.seconds()
-        self.deadline = self._gateway.idle_deadline()
+        if head.status == 101 or self.route.destination.raw:
+            self._switched = True
+            self._patience = self._gateway.silence_deadline
+        else:
+            self._patience = self._gateway.idle_deadline
+            if self.head.upgrade:  # refused: it was a request without a body
+                self._request_ended = True
+                self.stream.end()
+        self.deadline = self._patience()
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         exchange.write(data)
+        if self._left:
+            self.stream.reset(StreamCode.CANCELLED, "the client has left")
+            self._finish("client left")
+            return
         if exchange.congested:
             self._unconsumed += len(data)
         else:
             self.stream.consumed(len(data))
-        self.deadline = self._gateway.idle_deadline()
+        self.deadline = self._patience()
 
     def ended(self, trailers: Headers) -> None:
+        if self._switched and not self._request_ended:
+            self._answer_ended = True
+            self.exchange.finish()
+            return
         if not self._request_ended:
             # The answer is complete, what is left of the request is wanted by nobody.
             self.stream.reset(StreamCode.NO_ERROR)
-        complete = self.exchange.finish()
+        complete = self._finish_answer(trailers)
         if not complete:
             self.response_drained()  # nobody else will tell
+        complete = complete or self._switched
         self._finish("" if complete else "the answer is not as long as it said")
 
     def reset(self, code: StreamCode, detail: str) -> None:
@@ -341,10 +394,15 @@ class Relay:
 
     def _progress(self) -> None:
         """Some of the request has gone up."""
-        if self.status:
-            self.deadline = self._gateway.idle_deadline()
-        else:
-            self.deadline = self._gateway.response_deadline()
+        self.deadline = self._patience()
+
+    def _finish_answer(self, trailers: Headers) -> bool:
+        if trailers:
+            try:
+                return self.exchange.finish(trailers)
+            except ValueError:
+                pass  # the body is whole, and what cannot be written goes without saying
+        return self.exchange.finish()
 
     def _finish(self, outcome: str) -> None:
         if not self._over:
@@ -372,8 +430,8 @@ class Relay:
         if self._informed > _MAX_INFORMED:
             self._fail(StreamCode.ORIGIN_MALFORMED, "too many interim responses")
             return
-        # 101 is not asked for; 100 only by who expects it (RFC 9110, section 15.2).
-        if head.status == 101 or (head.status == _CONTINUE and not self.exchange.expects_continue):
+        # 100 is only for who expects it (RFC 9110, section 15.2).
+        if head.status == _CONTINUE and not self.exchange.expects_continue:
             return
         try:
             self.exchange.inform(head.status, end_to_end(head.headers))
