@@ -34,11 +34,17 @@ FRESH = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where requests go: a scheme, ``http`` or ``https``, a host and a port."""
+    """Where requests go: a scheme, ``http`` or ``https``, a host and a port.
+
+    Also ``tcp`` or ``udp``, where bytes go. With ``socket`` that Unix socket is dialled, and host
+    and port only give ``Host``.
+    """
 
     protocol: str
     hostname: str
     port: int
+    socket: str = ""
+    http2: bool = False  #: it is to be spoken to in HTTP/2
 
 
 class OriginError(Exception):

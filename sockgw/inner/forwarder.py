@@ -9,9 +9,10 @@ them. Bytes go through as they come, and each side is told to pause by the other
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from sockgw.http.client import Origin, OriginExchange, OriginPool
+from sockgw.http.client import Origin, OriginHandler, OriginPool
 from sockgw.http.headers import end_to_end, lower
 from sockgw.inner.allow import AllowList
 from sockgw.protocol.errors import LocalError, StreamCode
@@ -20,10 +21,47 @@ from sockgw.protocol.payloads import Destination
 from sockgw.protocol.streams import Stream, StreamHandler
 from sockgw.tunnel.tunnel import Tunnel
 
-__all__ = ["Forwarder"]
+__all__ = ["Forwarder", "OriginSide", "RawOrigins"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_HTTP = ("http", "https")
 _MAX_ROUTES = 10_000  # destinations whose decision is remembered
+
+
+class OriginSide(Protocol):
+    """What a stream becomes on this side (:class:`sockgw.http.client.OriginExchange`).
+
+    It calls an :class:`sockgw.http.client.OriginHandler`.
+    """
+
+    congested: bool  #: the origin takes no more: stop writing until ``request_drained``
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the origin."""
+
+    def finish(self, trailers: Headers | None = None) -> None:
+        """Nothing more will be written."""
+
+    def abort(self) -> None:
+        """Drop it. Nothing is called back."""
+
+    def pause_response(self) -> None:
+        """Read no more for now."""
+
+    def resume_response(self) -> None:
+        """Read again."""
+
+
+class RawOrigins(Protocol):
+    """Connects streams of bytes to origins of one protocol."""
+
+    def connect(self, origin: Origin, handler: OriginHandler) -> OriginSide:
+        """Dial, and return what to write to; nothing is called before this has returned.
+
+        ``handler.responded`` is called with a status of 200 and no fields once there is a
+        connection, ``body_received`` and ``body_ended`` for what comes from the origin, which
+        leaves the other direction open; ``failed`` before or after that.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +83,16 @@ class Refusal:
 class Forwarder:
     """Opens a request to an origin for each stream; see :class:`sockgw.tunnel.tunnel.Opener`."""
 
-    def __init__(self, pool: OriginPool, allow: AllowList, services: Mapping[str, Origin]) -> None:
+    def __init__(
+        self,
+        pool: OriginPool,
+        allow: AllowList,
+        services: Mapping[str, Origin],
+        raw: Mapping[str, RawOrigins] | None = None,
+    ) -> None:
+        """``raw`` has what connects streams of bytes, by protocol."""
         self._pool = pool
+        self._raw = raw or {}
         self._allow = allow
         self._services = services
         self._routes: dict[Destination, Route | Refusal] = {}
@@ -58,6 +104,10 @@ class Forwarder:
         route = self._routes.get(to) or self._route(to)
         if isinstance(route, Refusal):
             stream.reset(route.code, route.detail)
+            return passage
+        if to.raw:
+            passage.switched = True
+            passage.exchange = self._raw[to.protocol].connect(route.origin, passage)
             return passage
         if to.service:
             origin = route.origin
@@ -84,14 +134,23 @@ class Forwarder:
             origin = self._services.get(to.service)
             if origin is None:
                 return Refusal(StreamCode.UNKNOWN_SERVICE, f"no service {to.service!r} here")
+            wanted = (to.protocol,) if to.raw else _HTTP
+            if origin.protocol not in wanted:
+                detail = f"service {to.service!r} is {origin.protocol}, not {' or '.join(wanted)}"
+                return Refusal(StreamCode.UNKNOWN_SERVICE, detail)
+            origin = replace(origin, http2=to.http2)
+        elif to.socket:
+            return Refusal(StreamCode.NOT_ALLOWED, f"{to.socket} is not allowed")
         else:
-            origin = Origin(to.protocol, to.hostname, to.port)
+            origin = Origin(to.protocol, to.hostname, to.port, http2=to.http2)
             if not self._allow.permits_name(to.hostname, to.port):
                 where = f"{to.hostname}:{to.port}"
                 listed = "on the allow list" if self._allow.listed else "allowed"
                 return Refusal(StreamCode.NOT_ALLOWED, f"{where} is not {listed}")
+        if to.raw and to.protocol not in self._raw:
+            return Refusal(StreamCode.REFUSED, f"no streams of {to.protocol} here")
         host = f"[{origin.hostname}]" if ":" in origin.hostname else origin.hostname
-        if origin.port != _DEFAULT_PORTS[origin.protocol]:
+        if origin.port != _DEFAULT_PORTS.get(origin.protocol):
             host = f"{host}:{origin.port}"
         try:
             return Route(origin, host.encode("ascii"))
@@ -117,10 +176,10 @@ class _Passage:
     __slots__ = (
         "_ended",
         "_stream",
-        "_switched",
         "_tunnel",
         "_unconsumed",
         "exchange",
+        "switched",
         "told_origin",
     )
 
@@ -129,8 +188,9 @@ class _Passage:
         self._stream = stream
         self._unconsumed = 0
         self._ended = False  # nothing more goes to the origin
-        self._switched = False  # bytes go both ways, and each way ends for itself
-        self.exchange: OriginExchange | None = None
+        self.exchange: OriginSide | None = None
+        #: Bytes go both ways, and each way ends for itself.
+        self.switched = False
         self.told_origin: tuple[str, str, int] | None = None
 
     # ------------------------------------------------------------------ from the tunnel
@@ -168,7 +228,7 @@ class _Passage:
 
     def responded(self, head: ResponseHead) -> None:
         head.origin = self.told_origin
-        self._switched = head.status == 101
+        self.switched |= head.status == 101
         self._respond(head)
 
     def body_received(self, data: bytes) -> None:
@@ -178,7 +238,7 @@ class _Passage:
             self.exchange.pause_response()
 
     def body_ended(self, trailers: Headers) -> None:
-        self._ended = not self._switched
+        self._ended = not self.switched
         try:
             self._stream.end(end_to_end(trailers))
         except (LocalError, ValueError) as error:
