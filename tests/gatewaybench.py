@@ -100,8 +100,9 @@ class Incoming:
 
     # What an origin would do.
 
-    def respond(self, status=200, headers=(), reason=b"", *, end=False, origin=None):
-        self.stream.respond(ResponseHead(status, reason, list(headers), origin), end=end)
+    def respond(self, status=200, headers=(), reason=b"", *, end=False, origin=None, upgrade=b""):
+        head = ResponseHead(status, reason, list(headers), origin, upgrade)
+        self.stream.respond(head, end=end)
 
     def answer(self, body=b"ok", status=200, headers=()):
         self.respond(status, [(b"Content-Length", b"%d" % len(body)), *headers])

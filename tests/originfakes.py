@@ -5,8 +5,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from sockgw.deadlines import Deadlines
 from sockgw.http.client import Origin, OriginExchange, OriginPool
@@ -17,6 +19,7 @@ ORIGIN = Origin("http", "origin.example", 80)
 HIGH_WATER = 65_536  # bytes
 
 
+@implementer(ITCPTransport)
 class Transport:
     """Raises on a second producer, on closing with one, and on writing or reading after closing."""
 
@@ -29,6 +32,8 @@ class Transport:
         self.closing = ""
         self.lost = False
         self.no_delay = False
+        self.kept_alive = False
+        self.half_closed = False
         self.protocol: Any = None
 
     def write(self, data: bytes) -> None:
@@ -37,6 +42,7 @@ class Transport:
 
     def writeSequence(self, parts: Iterable[bytes]) -> None:
         assert not self.closing, f"write after {self.closing}"
+        assert not self.half_closed, "write after our own end"
         assert not self.lost, "write on a lost connection"
         self.buffered += b"".join(parts)
         if self.producer is not None and len(self.buffered) > HIGH_WATER:
@@ -64,6 +70,14 @@ class Transport:
     def setTcpNoDelay(self, enabled: bool) -> None:
         self.no_delay = enabled
 
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        self.kept_alive = enabled
+
+    def loseWriteConnection(self) -> None:
+        assert self.producer is None, "Twisted would not get to it"
+        assert not self.half_closed
+        self.half_closed = True
+
     def pauseProducing(self) -> None:
         assert self.reading, "paused twice"
         self.reading = False
@@ -86,6 +100,14 @@ class Transport:
     def receive(self, data: bytes) -> None:
         assert self.reading, "nothing is read while paused"
         self.decrypted(data)
+
+    def half_close(self) -> None:
+        """A FIN comes; Twisted asks whether the protocol can go on."""
+        half: Any = IHalfCloseableProtocol(self.protocol, None)
+        if half is None:
+            self.end()
+        else:
+            half.readConnectionLost()
 
     def decrypted(self, data: bytes) -> None:
         """As TLS does: data may come after pauseProducing."""

@@ -41,7 +41,7 @@ class Caller:
 
     def head_received(self, head):
         assert self.head is None
-        if head.status < 200:
+        if head.interim:
             self.interim.append(head)
         else:
             self.head = head
@@ -78,9 +78,9 @@ class Caller:
 class Inner:
     """A forwarder with origins behind it and a tunnel before it."""
 
-    def __init__(self, allow=(), services=SERVICES, resume_window=0.0, **limits):
+    def __init__(self, allow=(), services=SERVICES, resume_window=0.0, raw=None, **limits):
         self.origins = Bench(**limits)
-        self.forwarder = Forwarder(self.origins.pool, AllowList.parse(allow), services)
+        self.forwarder = Forwarder(self.origins.pool, AllowList.parse(allow), services, raw)
         self.pair = TunnelPair(
             self.forwarder,
             clock=self.origins.clock,
@@ -94,10 +94,19 @@ class Inner:
         self.pair.run()
         assert self.pair.ended == []
 
-    def open(self, *headers, method=b"GET", target=b"/", to=TO, complete=True, consume=True):
+    def open(
+        self,
+        *headers,
+        method=b"GET",
+        target=b"/",
+        to=TO,
+        complete=True,
+        consume=True,
+        upgrade=b"",
+    ):
         caller = Caller()
         caller.consume = consume
-        head = RequestHead(method, target, list(headers))
+        head = RequestHead(method, target, list(headers), upgrade)
         caller.stream = self.pair.outer.open(head, to, caller, complete=complete)
         self.run()
         return caller
@@ -170,8 +179,233 @@ def test_bodies_both_ways_with_trailers(inner):
     assert body == b"5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"
     inner.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
     assert caller.body == b"abc"
-    inner.receive(b"0\r\nX-Sum: 2\r\n\r\n")
-    assert caller.trailers is not None
+    inner.receive(b"0\r\nX-Sum: 2\r\nConnection: x\r\n\r\n")
+    assert caller.trailers == [(b"X-Sum", b"2")]
+
+
+def test_trailers_too_large_for_a_frame():
+    inner = Inner(max_header_size=1_000_000)
+    caller = inner.open()
+    inner.sent()
+    inner.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+    inner.receive(b"X: " + b"x" * 131_072 + b"\r\n\r\n")
+    assert caller.code is StreamCode.TOO_LARGE
+
+
+def test_that_trailers_are_welcome_reaches_the_origin(inner):
+    inner.open((b"TE", b"trailers"))
+    head, _ = lines(inner.sent())
+    assert head[2:] == [b"TE: trailers", b"Connection: TE"]
+
+
+# ---------------------------------------------------------------------- upgrades
+
+
+SWITCHING = b"HTTP/1.1 101 Switching\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\nX: y\r\n\r\n"
+
+
+def upgraded(inner, early=b""):
+    caller = inner.open((b"Sec-WebSocket-Key", b"k"), complete=False, upgrade=b"websocket")
+    head, _ = lines(inner.sent())
+    assert head[1:] == [
+        b"Host: origin.example:8080",
+        b"Sec-WebSocket-Key: k",
+        b"Upgrade: websocket",
+        b"Connection: upgrade",
+    ]
+    inner.receive(SWITCHING + early)
+    assert caller.head == ResponseHead(101, b"Switching", [(b"X", b"y")], upgrade=b"WebSocket")
+    return caller
+
+
+@pytest.mark.parametrize("early", [b"", b"early"])
+def test_an_upgrade(inner, early):
+    caller = upgraded(inner, early)
+    assert inner.transport.kept_alive
+    assert caller.body == early
+    caller.stream.write(b"up")
+    inner.run()
+    assert inner.sent() == b"up"
+    inner.receive(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert caller.body == early + b"HTTP/1.1 200 OK\r\n\r\n"
+    inner.origins.turn(100_000)  # silence is no fault
+    assert not caller.over
+
+
+def test_the_origin_ends_first(inner):
+    caller = upgraded(inner)
+    inner.transport.half_close()
+    inner.run()
+    assert caller.trailers == []
+    caller.stream.write(b"last words")
+    inner.run()
+    assert inner.sent() == b"last words"
+    assert inner.transport.closing == ""
+    caller.stream.end()
+    inner.run()
+    assert inner.transport.closing == "loseConnection"
+    assert inner.pair.inner.session.streams == {}
+
+
+def test_the_client_ends_first(inner):
+    caller = upgraded(inner)
+    caller.stream.write(b"all")
+    caller.stream.end()
+    inner.run()
+    assert inner.sent() == b"all"
+    assert inner.transport.half_closed
+    inner.receive(b"last words")
+    inner.transport.half_close()
+    inner.run()
+    assert caller.body == b"last words"
+    assert caller.trailers == []
+    assert inner.transport.closing == "loseConnection"
+
+
+def test_an_end_waits_for_an_origin_that_does_not_read(inner):
+    caller = upgraded(inner)
+    caller.stream.write(b"x" * 100_000)
+    caller.stream.end()
+    inner.run()
+    assert not inner.transport.half_closed
+    assert inner.sent() == b"x" * 100_000
+    assert inner.transport.half_closed
+
+
+def test_an_upgraded_origin_that_breaks_off(inner):
+    caller = upgraded(inner)
+    inner.transport.reset()
+    inner.run()
+    assert caller.code is StreamCode.ORIGIN_CLOSED
+
+
+def test_an_upgraded_origin_that_closes_in_good_order(inner):
+    """As over TLS: both halves at once."""
+    caller = upgraded(inner)
+    inner.transport.end()
+    inner.run()
+    assert caller.trailers == []
+
+
+def test_a_client_that_is_lost_ends_an_upgraded_connection(inner):
+    caller = upgraded(inner)
+    caller.stream.reset(StreamCode.CANCELLED)
+    inner.run()
+    assert inner.transport.closing == "abortConnection"
+
+
+def test_an_upgraded_connection_pauses_both_ways(inner):
+    caller = upgraded(inner)
+    caller.consume = False
+    for _ in range(20):
+        if inner.transport.reading:
+            inner.receive(b"x" * 65_536)
+    assert not inner.transport.reading
+    caller.consume = True
+    caller.take()
+    inner.run()
+    assert inner.transport.reading
+    caller.stream.write(b"y" * 10 * WINDOW)
+    inner.run()
+    assert len(inner.transport.buffered) <= 2 * WINDOW
+    received = b""
+    while more := inner.sent():
+        received += more
+    assert received == b"y" * 10 * WINDOW
+
+
+def test_a_refused_upgrade_is_an_ordinary_answer(inner):
+    caller = inner.open(complete=False, upgrade=b"websocket")
+    inner.sent()
+    inner.receive(b"HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno")
+    assert (caller.head.status, caller.body, caller.trailers) == (403, b"no", [])
+    caller.stream.end()
+    inner.run()
+    inner.open()
+    assert len(inner.origins.transports) == 1  # the connection serves the next
+
+
+@pytest.mark.parametrize("asked", [b"", b"h2c", b"websocket/2"])
+def test_an_upgrade_that_was_not_asked_for(inner, asked):
+    caller = inner.open(complete=not asked, upgrade=asked)
+    inner.sent()
+    inner.receive(SWITCHING + b"\x81\x00")
+    assert caller.code is StreamCode.ORIGIN_MALFORMED
+    assert inner.transport.closing == "abortConnection"
+
+
+def test_bytes_before_the_switch_are_an_error(inner):
+    caller = inner.open(complete=False, upgrade=b"websocket")
+    caller.stream.write(b"early")
+    inner.run()
+    assert caller.code is StreamCode.PROTOCOL_ERROR
+
+
+# ---------------------------------------------------------------------- streams of bytes
+
+
+class Raw:
+    """Takes note of what is to be connected."""
+
+    def __init__(self):
+        self.calls = []
+
+    def connect(self, origin, handler):
+        self.calls.append((origin, handler))
+        return self
+
+    congested = False
+
+    def write(self, data):
+        self.calls.append(data)
+
+    def finish(self, trailers=None):
+        self.calls.append("end")
+
+    def abort(self):
+        self.calls.append("abort")
+
+
+def test_streams_of_bytes():
+    raw = Raw()
+    inner = Inner(services={"db": Origin("tcp", "db.internal", 5432)}, raw={"tcp": raw})
+    for to in (Destination("tcp", "db.internal", 5432), Destination("tcp", service="db")):
+        caller = inner.open(to=to, complete=False)
+        origin, handler = raw.calls.pop()
+        assert origin == Origin("tcp", "db.internal", 5432)
+        caller.stream.write(b"early")
+        inner.run()
+        handler.responded(ResponseHead(200, b"", []))
+        handler.body_received(b"down")
+        inner.run()
+        assert caller.head.status == 200
+        assert caller.body == b"down"
+        handler.body_ended([])
+        inner.run()
+        assert caller.trailers == []
+        caller.stream.write(b"more")
+        caller.stream.end()
+        inner.run()
+        assert raw.calls == [b"early", b"more", "end"]
+        raw.calls.clear()
+
+
+@pytest.mark.parametrize(
+    ("to", "code", "detail"),
+    [
+        (Destination("tcp", "evil.example", 22), StreamCode.NOT_ALLOWED, "evil.example:22 is not"),
+        (Destination("tcp", service="wiki"), StreamCode.UNKNOWN_SERVICE, "is https, not tcp"),
+        (Destination(service="db"), StreamCode.UNKNOWN_SERVICE, "is tcp, not http or https"),
+        (Destination("udp", service="db"), StreamCode.UNKNOWN_SERVICE, "is tcp, not udp"),
+        (Destination("udp", "dns.example", 53), StreamCode.REFUSED, "no streams of udp here"),
+    ],
+)
+def test_a_service_is_of_one_kind(to, code, detail):
+    services = {"db": Origin("tcp", "db.internal", 5432), "wiki": SERVICES["wiki"]}
+    inner = Inner(allow=["dns.example"], services=services, raw={"tcp": Raw()})
+    caller = inner.open(to=to, complete=False)
+    assert caller.code is code
+    assert detail in caller.detail
 
 
 @pytest.mark.parametrize(

@@ -605,6 +605,183 @@ def test_a_body_goes_up_and_comes_down(bench, inner, client):
     assert (bench.entry.bytes_in, bench.entry.bytes_out) == (2000, 4)
 
 
+def test_trailers_pass_both_ways(bench, inner, client):
+    client.send(
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+        b"1\r\na\r\n0\r\nX-Sum: 1\r\nX-Forwarded-For: 6.6.6.6\r\nHost: b\r\n\r\n"
+    )
+    assert inner.last.trailers == [(b"X-Sum", b"1")]
+    assert inner.last.values(b"trailer") == [b"X-Sum"]
+    inner.last.respond(200)
+    inner.last.stream.write(b"down")
+    inner.last.stream.end([(b"X-Sum", b"2"), (b"Set-Cookie", b"a=b")])
+    bench.run()
+    assert client.body == b"4\r\ndown\r\n0\r\nX-Sum: 2\r\n\r\n"
+    assert bench.entry.outcome == ""
+
+
+def test_trailers_that_cannot_be_written_do_not_spoil_the_answer(bench, inner, client):
+    client.get()
+    inner.last.respond(200)
+    inner.last.stream.end([(b"X Sum", b"2")])
+    bench.run()
+    assert client.body == b"0\r\n\r\n"
+
+
+def test_request_trailers_are_kept_for_another_inner_layer(bench):
+    first, second = bench.inner(), bench.inner()
+    client = bench.client()
+    client.send(
+        b"PUT / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n"
+    )
+    one, other = (first, second) if first.streams else (second, first)
+    one.last.stream.reset(StreamCode.REFUSED)
+    bench.run()
+    assert other.last.trailers == [(b"X-Sum", b"1")]
+
+
+# ---------------------------------------------------------------------- upgrades
+
+
+def ask(client, host="a.example", path="/chat", early=b""):
+    client.send(
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nSec-WebSocket-Key: k\r\n"
+        f"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n".encode()
+        + early
+    )
+
+
+def switch(bench, inner, upgrade=b"websocket"):
+    inner.last.respond(101, [(b"Sec-WebSocket-Accept", b"a")], upgrade=upgrade)
+    bench.run()
+
+
+def test_an_upgrade_and_both_ends(bench, inner, client):
+    ask(client, early=b"early")
+    assert inner.last.head.upgrade == b"websocket"
+    assert inner.last.values(b"sec-websocket-key") == [b"k"]
+    assert inner.last.values(b"upgrade") == []
+    assert not inner.last.complete
+    assert inner.last.body == b""  # not before the 101
+    switch(bench, inner)
+    assert client.status == 101
+    assert client.values(b"upgrade") == [b"websocket"]
+    assert client.values(b"sec-websocket-accept") == [b"a"]
+    assert inner.last.body == b"early"
+    client.send(b"up")
+    inner.last.stream.write(b"down")
+    bench.run()
+    assert inner.last.body == b"earlyup"
+    assert client.body == b"down"
+    bench.wait(100_000)
+    assert bench.log.entries == []  # silence is no fault
+    client.transport.half_close_by_peer()
+    bench.run()
+    assert inner.last.trailers == []
+    inner.last.stream.write(b"last")
+    inner.last.stream.end()
+    bench.run()
+    assert client.body == b"downlast"
+    assert client.ended
+    entry = bench.entry
+    assert (entry.status, entry.outcome, entry.bytes_in, entry.bytes_out) == (101, "", 7, 8)
+
+
+def test_the_origin_of_an_upgrade_ends_first(bench, inner, client):
+    ask(client)
+    switch(bench, inner)
+    inner.last.stream.end()
+    bench.run()
+    assert client.transport.write_closed
+    client.send(b"last")
+    assert inner.last.body == b"last"
+    assert bench.log.entries == []
+    client.transport.half_close_by_peer()
+    bench.run()
+    assert inner.last.trailers == []
+    assert bench.entry.outcome == ""
+    assert client.ended
+
+
+def test_a_refused_upgrade_and_the_next_request(bench, inner, client):
+    ask(client, early=b"GET /next HTTP/1.1\r\nHost: a.example\r\n\r\n")
+    (first,) = inner.streams
+    first.answer(b"no", 403)
+    bench.run()
+    assert first.trailers == []  # what it may be waiting for
+    assert first.stream.closed
+    assert inner.last.head.target == b"/next"
+    inner.last.answer(b"yes")
+    bench.run()
+    assert client.body.endswith(b"yes")
+    assert [entry.status for entry in bench.log.entries] == [403, 200]
+
+
+def test_a_policy_judges_an_upgrade(bench, inner, client):
+    ask(client, "strict.example", "/private")
+    assert client.status == 403
+    assert inner.streams == []
+
+
+@pytest.mark.parametrize("upgrade", [b"", b"h2c", b"websocket, x"])
+def test_no_other_protocol_than_was_asked_for(bench, inner, client, upgrade):
+    ask(client)
+    switch(bench, inner, upgrade)
+    assert client.status == 502
+    assert inner.last.code is StreamCode.ORIGIN_MALFORMED
+
+
+def test_a_101_that_nobody_asked_for(bench, inner, client):
+    client.get()
+    switch(bench, inner)
+    assert client.status == 502
+    assert inner.last.code is StreamCode.ORIGIN_MALFORMED
+
+
+def test_an_upgrade_is_asked_for_again_elsewhere(bench):
+    first, second = bench.inner(), bench.inner()
+    client = bench.client()
+    ask(client, early=b"early")
+    one, other = (first, second) if first.streams else (second, first)
+    one.last.stream.reset(StreamCode.CONNECTION_REFUSED)
+    bench.run()
+    switch(bench, other)
+    assert other.last.body == b"early"
+
+
+def test_a_client_that_closes_an_upgraded_connection(bench, inner, client):
+    ask(client)
+    switch(bench, inner)
+    client.connection.dataReceived(b"bye")
+    client.leave()
+    assert inner.last.body == b"bye"
+    assert inner.last.trailers == []
+    assert inner.last.code is None
+    inner.last.stream.write(b"still there?")
+    bench.run()
+    assert inner.last.code is StreamCode.CANCELLED
+    assert bench.entry.outcome == "client left"
+
+
+def test_an_origin_that_does_not_notice_that_its_client_has_closed(bench, inner, client):
+    ask(client)
+    switch(bench, inner)
+    client.leave()
+    assert bench.log.entries == []
+    bench.wait(301)
+    assert inner.last.code is StreamCode.IDLE_TIMEOUT
+    assert len(bench.log.entries) == 1
+
+
+def test_a_lost_tunnel_breaks_an_upgraded_connection(bench, inner, client):
+    ask(client)
+    switch(bench, inner)
+    inner.lose()
+    bench.run()
+    assert client.transport.aborted
+
+
 def test_a_body_goes_up_as_it_comes(bench, inner, client):
     client.send(b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n")
     assert not inner.last.complete
