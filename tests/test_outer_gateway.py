@@ -608,7 +608,8 @@ def test_a_body_goes_up_and_comes_down(bench, inner, client):
 def test_trailers_pass_both_ways(bench, inner, client):
     client.send(
         b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n"
-        b"Trailer: X-Sum\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1\r\nX-Forwarded-For: 6.6.6.6\r\nHost: b\r\n\r\n"
+        b"Trailer: X-Sum\r\n\r\n1\r\na\r\n0\r\n"
+        b"X-Sum: 1\r\nX-Forwarded-For: 6.6.6.6\r\nHost: b\r\n\r\n"
     )
     assert inner.last.trailers == [(b"X-Sum", b"1")]
     assert inner.last.values(b"trailer") == [b"X-Sum"]
