@@ -61,11 +61,12 @@ def test_early_bytes_wait_for_the_answer():
     assert server.transport.reading
 
 
-def test_the_connections_end_that_was_asked_for_does_not_end_it():
+@pytest.mark.parametrize("early", [b"", b"early"])
+def test_the_connections_end_that_was_asked_for_does_not_end_it(early):
     ask = request(b"GET / HTTP/1.1", b"Upgrade: websocket", b"Connection: close, Upgrade")
-    server = switched(ask + b"early")
+    server = switched(ask + early)
     server.feed(b"later")
-    assert server.handlers[0].body == b"earlylater"
+    assert server.handlers[0].body == early + b"later"
 
 
 def test_a_refused_upgrade_leaves_an_ordinary_connection():
@@ -160,7 +161,16 @@ def test_we_end_first():
     server.advance(0)
     assert handler.ended
     assert server.transport.lost
+    assert not server.transport.aborted
     assert not handler.lost
+
+
+def test_a_client_that_does_not_read_for_long_is_not_given_up():
+    server = switched(flushing=False)
+    server.exchange.write(b"x" * 100_000)
+    assert server.exchange.congested
+    server.advance(1000)
+    assert not server.transport.aborted
 
 
 def test_our_end_waits_for_a_client_that_does_not_read():
