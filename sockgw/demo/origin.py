@@ -24,15 +24,9 @@ from twisted.python.failure import Failure
 
 from sockgw.deadlines import Deadlines
 from sockgw.endpoints import describe, listen_error, server_endpoint
-from sockgw.http.server import (
-    Application,
-    ClientConnection,
-    ClientFactory,
-    Exchange,
-    HttpError,
-    RequestHandler,
-    ServerLimits,
-)
+from sockgw.http.application import ClientExchange, Connection, RequestHandler
+from sockgw.http.framing import HttpError
+from sockgw.http.server import ClientFactory, ServerLimits
 from sockgw.logs import observer
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
@@ -82,7 +76,7 @@ class _Clock(Protocol):
 class _Handler:
     """Ignores the request's body; the base of those that do not."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: ClientExchange) -> None:
         self.exchange = exchange
 
     def body_received(self, data: bytes) -> None:
@@ -104,7 +98,7 @@ class _Handler:
 class _Echo(_Handler):
     """Answers with the request as it arrived: the head, and as much of the body as is shown."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: ClientExchange) -> None:
         super().__init__(exchange)
         self._shown = bytearray()
 
@@ -128,7 +122,7 @@ class _Echo(_Handler):
 class _Upload(_Handler):
     """Digests the body as it comes."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: ClientExchange) -> None:
         super().__init__(exchange)
         self._digest = sha256()
         self._started = time.monotonic()
@@ -150,7 +144,7 @@ class _Upload(_Handler):
 class _Drip(_Handler):
     """Sends a line at a time."""
 
-    def __init__(self, exchange: Exchange, clock: _Clock, lines: int, pause: float) -> None:
+    def __init__(self, exchange: ClientExchange, clock: _Clock, lines: int, pause: float) -> None:
         super().__init__(exchange)
         self._clock = clock
         self._lines = 1 if exchange.head.method == b"HEAD" else lines
@@ -179,7 +173,7 @@ class _Drip(_Handler):
 class _Download(_Handler):
     """Sends so many bytes, no faster than the client takes them."""
 
-    def __init__(self, exchange: Exchange, size: int) -> None:
+    def __init__(self, exchange: ClientExchange, size: int) -> None:
         super().__init__(exchange)
         self._blocks = blocks(0 if exchange.head.method == b"HEAD" else size)
         self._over = False
@@ -204,7 +198,7 @@ class _Download(_Handler):
 class _Digest(_Handler):
     """Tells what a download's digest will be; others are served between two of its blocks."""
 
-    def __init__(self, exchange: Exchange, clock: _Clock, size: int) -> None:
+    def __init__(self, exchange: ClientExchange, clock: _Clock, size: int) -> None:
         super().__init__(exchange)
         self._clock = clock
         self._blocks = blocks(size)
@@ -231,13 +225,13 @@ class Origin:
         self._clock = clock
         self._page = files("sockgw.demo").joinpath("page.html").read_bytes()
 
-    def connected(self, connection: ClientConnection) -> bool:
+    def connected(self, connection: Connection) -> bool:
         return True
 
-    def disconnected(self, connection: ClientConnection) -> None:
+    def disconnected(self, connection: Connection) -> None:
         pass
 
-    def request(self, exchange: Exchange) -> RequestHandler:
+    def request(self, exchange: ClientExchange) -> RequestHandler:
         """Return the handler for the path; wrong numbers in a query become the usual ones."""
         head = exchange.head
         target = urlsplit(head.target.decode("ascii", "replace"))
@@ -270,7 +264,7 @@ class Origin:
         return _Handler(exchange)
 
     def refused(
-        self, connection: ClientConnection, error: HttpError, head: RequestHead | None
+        self, connection: Connection, error: HttpError, head: RequestHead | None
     ) -> tuple[ResponseHead, bytes]:
         return _head(error.status, _TEXT), f"{error}\n".encode()
 
@@ -297,7 +291,7 @@ def _head(status: int, kind: bytes, size: int | None = None) -> ResponseHead:
 
 
 def _answer(
-    exchange: Exchange, status: int, kind: bytes, body: bytes, *fields: tuple[bytes, bytes]
+    exchange: ClientExchange, status: int, kind: bytes, body: bytes, *fields: tuple[bytes, bytes]
 ) -> None:
     head = _head(status, kind, len(body))
     head.headers.extend(fields)
@@ -312,7 +306,7 @@ def main(descriptions: Sequence[str]) -> int:
 
     clock: Any = reactor
     globalLogBeginner.beginLoggingTo([observer("text", sys.stdout)], redirectStandardIO=False)
-    application: Application = Origin(clock)
+    application = Origin(clock)
     factory = ClientFactory(application, Deadlines(clock), _LIMITS)
     failures: list[str] = []
 

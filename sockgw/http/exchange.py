@@ -11,86 +11,17 @@ from collections.abc import Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from sockgw.http.framing import CHUNKED, HttpError
+from sockgw.http.application import NOBODY, RequestHandler
+from sockgw.http.framing import CHUNKED
 from sockgw.http.headers import end_to_end, lower, serialize
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from sockgw.http.server import ClientConnection
 
-__all__ = ["NOBODY", "Application", "Exchange", "Framing", "RequestHandler"]
-
-
-class RequestHandler(Protocol):
-    """What an application makes for each request; called in this order."""
-
-    def body_received(self, data: bytes) -> None:
-        """A piece of the request's body; up to one read of the socket may follow a pause."""
-
-    def body_ended(self, trailers: Headers) -> None:
-        """The request is complete; called once, for one without a body after ``request()``.
-
-        For one that asks for an upgrade only once the client has closed its half of an upgraded
-        connection.
-        """
-
-    def client_lost(self) -> None:
-        """The response can no longer be finished, mostly since the client left: last call."""
-
-    def client_left(self) -> None:
-        """The client has closed an upgraded connection in good order: last call.
-
-        What it has sent is complete; nothing more reaches it.
-        """
-
-    def response_drained(self) -> None:
-        """The client's socket has taken everything, after ``exchange.congested`` was true.
-
-        Where that was so at the end of the response, it is called once more after it, when the
-        socket has taken the rest or is gone.
-        """
-
-
-class _Nobody:
-    """Handles a request that nobody waits for: before ``request()``, and once it has its answer."""
-
-    def body_received(self, data: bytes) -> None:
-        pass
-
-    def body_ended(self, trailers: Headers) -> None:
-        pass
-
-    def client_lost(self) -> None:
-        pass
-
-    def client_left(self) -> None:
-        pass
-
-    def response_drained(self) -> None:
-        pass
-
-
-NOBODY = _Nobody()
-
-
-class Application(Protocol):
-    """Whom the server asks."""
-
-    def connected(self, connection: ClientConnection) -> bool:
-        """A client came. False: one too many, it is cut off and ``disconnected`` not called."""
-
-    def disconnected(self, connection: ClientConnection) -> None:
-        """A client has gone."""
-
-    def request(self, exchange: Exchange) -> RequestHandler:
-        """A request's head has arrived and is sane. It may be answered within this call."""
-
-    def refused(
-        self, connection: ClientConnection, error: HttpError, head: RequestHead | None
-    ) -> tuple[ResponseHead, bytes]:
-        """Return the answer to a request that the server refuses; the connection then closes."""
+__all__ = ["Exchange", "Framing"]
 
 
 class Framing(enum.Enum):
@@ -228,6 +159,11 @@ class Exchange:
     def congested(self) -> bool:
         """The client's socket is full: stop writing soon; ``response_drained`` follows."""
         return self._connection.congested
+
+    @property
+    def refused(self) -> bool:
+        """The request has turned out malformed: :meth:`Application.refused` follows."""
+        return self._connection.refusing
 
     # ------------------------------------------------------------------ the request
 

@@ -40,7 +40,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sockgw.deadlines import Deadlines
-from sockgw.http.exchange import NOBODY, Application, Exchange, Framing, RequestHandler
+from sockgw.http.application import NOBODY, Application, RequestHandler
+from sockgw.http.exchange import Exchange, Framing
 from sockgw.http.farewell import Farewell
 from sockgw.http.framing import HttpError
 from sockgw.http.headers import lower
@@ -50,15 +51,7 @@ from sockgw.http.reader import RequestReader
 from sockgw.http.switched import Switched
 from sockgw.protocol.heads import RequestHead, ResponseHead
 
-__all__ = [
-    "Application",
-    "ClientConnection",
-    "ClientFactory",
-    "Exchange",
-    "HttpError",
-    "RequestHandler",
-    "ServerLimits",
-]
+__all__ = ["ClientConnection", "ClientFactory", "HttpError", "ServerLimits"]
 
 _log = Logger()
 
@@ -492,6 +485,11 @@ class ClientConnection(Protocol):
         if not exchange._end_told:
             exchange._end_told = True
             handler.body_ended([])
+
+    @property
+    def refusing(self) -> bool:
+        """A refusal is due, after the responses before it."""
+        return self._refusal is not None
 
     @property
     def leaving(self) -> bool:

@@ -16,11 +16,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from sockgw.deadlines import Deadlines
-from sockgw.http.exchange import NOBODY
+from sockgw.http.application import NOBODY, ClientExchange, Connection, RequestHandler
 from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method
+from sockgw.http.framing import HttpError
 from sockgw.http.headers import end_to_end, get, lower
 from sockgw.http.rewriting import Rewriter
-from sockgw.http.server import ClientConnection, Exchange, HttpError, RequestHandler
 from sockgw.outer.accesslog import AccessLog, Entry
 from sockgw.outer.admin import Failure
 from sockgw.outer.config import OuterConfig
@@ -88,10 +88,10 @@ class Gateway:
         # Unique in this process and, by its random part, among all others.
         self._id_prefix = os.urandom(6).hex()
         self._ids = count(1)
-        self._connections: Crowd[ClientConnection] = Crowd()
+        self._connections: Crowd[Connection] = Crowd()
         self._grace = 0.0  # seconds for a connection's last request, while draining
         self._last_call = 0.0  # when the time for them is over, by the clock
-        self._broken_off: dict[ClientConnection, Relay] = {}
+        self._broken_off: dict[Connection, Relay] = {}
         self.dispatcher = Dispatcher(config, clock, deadlines, registry, metrics)
         self._held = self.dispatcher.held
         self.seconds = clock.seconds
@@ -149,7 +149,7 @@ class Gateway:
 
     # ------------------------------------------------------------------ the server's application
 
-    def connected(self, connection: ClientConnection) -> bool:
+    def connected(self, connection: Connection) -> bool:
         if len(self._connections) >= self._max_connections:
             return False
         self._connections.add(connection)
@@ -157,13 +157,13 @@ class Gateway:
             connection.drain(self._grace)
         return True
 
-    def disconnected(self, connection: ClientConnection) -> None:
+    def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
         relay = self._broken_off.pop(connection, None)
         if relay is not None:
             self.finished(relay, "client left")
 
-    def request(self, exchange: Exchange) -> RequestHandler:
+    def request(self, exchange: ClientExchange) -> RequestHandler:
         connection = exchange.connection
         head = exchange.head
         view = self._forwarding.client_of(
@@ -209,7 +209,7 @@ class Gateway:
         return relay
 
     def refused(
-        self, connection: ClientConnection, error: HttpError, head: RequestHead | None
+        self, connection: Connection, error: HttpError, head: RequestHead | None
     ) -> tuple[ResponseHead, bytes]:
         refusal = Refusal(error.status, error.reason, "http_request_error")
         relay = self._broken_off.pop(connection, None)
@@ -267,7 +267,7 @@ class Gateway:
             self._service_rewriters[origin] = rewriter
         return rewriter
 
-    def answer(self, exchange: Exchange, refusal: Refusal, request_id: bytes) -> None:
+    def answer(self, exchange: ClientExchange, refusal: Refusal, request_id: bytes) -> None:
         """Answer in the gateway's own name."""
         head, body = answer(refusal, exchange.head.headers, request_id.decode("ascii"))
         exchange.respond(head)
@@ -275,10 +275,10 @@ class Gateway:
         exchange.finish()
 
     def broken_off(self, relay: Relay) -> None:
-        """A request ended within its body, before any answer.
+        """The server refuses a request within its body, before any answer.
 
-        Whether the client left or sent something else than a body follows: ``disconnected`` or
-        ``refused``. That makes one entry in the log.
+        ``refused`` follows, or ``disconnected`` where the client is gone by then. That makes one
+        entry in the log.
         """
         self._held.discard(relay)
         self._broken_off[relay.exchange.connection] = relay
@@ -361,7 +361,7 @@ class Gateway:
         return result
 
     def _without_target(
-        self, exchange: Exchange, view: ClientView, request_id: bytes
+        self, exchange: ClientExchange, view: ClientView, request_id: bytes
     ) -> RequestHandler:
         path = exchange.head.target
         if path not in (b"/healthz", b"/readyz"):
@@ -384,7 +384,7 @@ class Gateway:
         )
         return NOBODY
 
-    def _plain(self, exchange: Exchange, status: int, reason: bytes, body: bytes) -> None:
+    def _plain(self, exchange: ClientExchange, status: int, reason: bytes, body: bytes) -> None:
         headers = [
             (b"Content-Type", b"text/plain; charset=utf-8"),
             (b"Content-Length", b"%d" % len(body)),
@@ -395,7 +395,7 @@ class Gateway:
 
     def _refuse(
         self,
-        exchange: Exchange,
+        exchange: ClientExchange,
         refusal: Refusal,
         view: ClientView,
         request_id: bytes,

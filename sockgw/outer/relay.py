@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from sockgw.http.application import ClientExchange
 from sockgw.http.forwarded import ClientView
 from sockgw.http.headers import end_to_end, upgrades_to
 from sockgw.http.rewriting import Rewriter
-from sockgw.http.server import Exchange
 from sockgw.outer.kept import KeptBody
 from sockgw.outer.refusals import Refusal, for_reset
 from sockgw.outer.registry import Affinity, Member
@@ -66,7 +66,7 @@ class Owner(Protocol):
     def rewriter(self, route: Route, origin: tuple[str, str, int] | None) -> Rewriter | None:
         """Return what rewrites the responses of a route."""
 
-    def answer(self, exchange: Exchange, refusal: Refusal, request_id: bytes) -> None:
+    def answer(self, exchange: ClientExchange, refusal: Refusal, request_id: bytes) -> None:
         """Answer in the gateway's own name."""
 
     def failed(self, relay: Relay, reason: str) -> None:
@@ -76,7 +76,7 @@ class Owner(Protocol):
         """The relay is over; called once. ``outcome`` is empty if all went well."""
 
     def broken_off(self, relay: Relay) -> None:
-        """In place of ``finished``: the request ended within its body, before any answer."""
+        """In place of ``finished``: the server refuses the request within its body."""
 
 
 class Relay:
@@ -124,7 +124,7 @@ class Relay:
     def __init__(
         self,
         gateway: Owner,
-        exchange: Exchange,
+        exchange: ClientExchange,
         head: RequestHead,
         route: Route,
         view: ClientView,
@@ -272,7 +272,7 @@ class Relay:
             self.stream.reset(StreamCode.CANCELLED)
             self.member.tunnel.hurry()
         self._let_go()
-        if self.status or self.exchange.complete:
+        if self.status or not self.exchange.refused:
             self._finish("client left")
         elif not self._over:
             self._over = True
