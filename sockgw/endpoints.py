@@ -101,13 +101,12 @@ def validate(description: str) -> None:
             _from_twisted(None, description)
 
 
-def describe(port: IListeningPort) -> str:
+def describe(port: IListeningPort, scheme: str = "http") -> str:
     """Return where a port listens, for a log line: ``http://127.0.0.1:3000``, ``unix:/run/app``."""
     address = port.getHost()
     if isinstance(address, UNIXAddress):
         return f"unix:{os.fsdecode(address.name or b'')}"
     factory = getattr(port, "factory", None)
-    scheme = "http"
     while factory is not None:
         if isinstance(factory, TLSMemoryBIOFactory):
             scheme = "https"

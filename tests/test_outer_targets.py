@@ -153,6 +153,27 @@ def test_http2() -> None:
     assert not one("{hostname: h}").http2
 
 
+def test_two_targets_on_one_listener() -> None:
+    tcp = "{{protocol: tcp, hostname: h, port: 1, listen: {}}}"
+    text = f"targets:\n  a: {tcp.format('2222')}\n  b: {tcp.format('tcp:2222')}\n"
+    with pytest.raises(ConfigError, match="tcp:2222 is taken by target 'a'") as caught:
+        parse_targets(text, "t.yaml")
+    assert caught.value.line == 3
+
+
+def test_targets_that_cannot_be_used_leave_the_old_ones_in_force(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text("targets: {a: {hostname: h}}")
+
+    def refuse(targets: Targets) -> None:
+        raise ConfigError("no such port here")
+
+    file = TargetsFile(str(path), Clock(), refuse)
+    path.write_text("targets: {b: {hostname: h}}")
+    file.check()
+    assert [target.name for target in file.current] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

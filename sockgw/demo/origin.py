@@ -107,8 +107,7 @@ class _Echo(_Handler):
 
     def body_ended(self, trailers: Headers) -> None:
         exchange, head = self.exchange, self.exchange.head
-        major, minor = exchange.http_version
-        lines = [b"%b %b HTTP/%d.%d" % (head.method, head.target, major, minor)]
+        lines = [b"%b %b %b" % (head.method, head.target, exchange.protocol.encode())]
         lines += [b"%b: %b" % field for field in head.headers]
         parts = [b"\n".join(lines), b"\n\n", bytes(self._shown)]
         if surplus := exchange.bytes_received - len(self._shown):

@@ -60,7 +60,6 @@ class ClientExchange(Protocol):
     head: RequestHead
     #: The authority that the request is for; b"" where none is named.
     host: bytes
-    http_version: tuple[int, int]
     #: The client waits for a 100 before it sends the body (RFC 9110, section 10.1.1).
     expects_continue: bool
     #: False: the request has no body.
@@ -77,6 +76,10 @@ class ClientExchange(Protocol):
     @property
     def connection(self) -> Connection:
         """The client's connection."""
+
+    @property
+    def protocol(self) -> str:
+        """As the access log has it: HTTP/1.1, HTTP/2.0, TCP, ..."""
 
     @property
     def congested(self) -> bool:

@@ -161,6 +161,11 @@ class Exchange:
         return self._connection.congested
 
     @property
+    def protocol(self) -> str:
+        """As the access log has it."""
+        return "HTTP/1.1" if self.http_version == (1, 1) else "HTTP/1.0"
+
+    @property
     def refused(self) -> bool:
         """The request has turned out malformed: :meth:`Application.refused` follows."""
         return self._connection.refusing

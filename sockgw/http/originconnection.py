@@ -90,7 +90,7 @@ class _State(Enum):
 _IDLE, _HEAD, _BODY, _DONE, _SWITCHED, _CLOSED = _State
 
 
-@implementer(IProtocol, IPushProducer)
+@implementer(IProtocol, IHalfCloseableProtocol, IPushProducer)
 class OriginConnection:
     """HTTP/1.1 over one transport, one exchange at a time, without pipelining."""
 
@@ -198,34 +198,41 @@ class OriginConnection:
         exchange, self._exchange = self._exchange, None
         self.deadline = None
         self._pool.lost(self)
+        # TLS cut without close_notify comes as ConnectionLost: that may be an attacker's cut.
+        self._conclude(exchange, state, isinstance(reason.value, ConnectionDone))
+
+    def _conclude(self, exchange: OriginExchange | None, state: _State, orderly: bool) -> None:
+        """The origin has ended the connection, on which there was an exchange or none."""
         if exchange is None or exchange.retry():
             return
         if state is _SWITCHED:
-            if not isinstance(reason.value, ConnectionDone):
+            if not orderly:
                 exchange.fail(StreamCode.ORIGIN_CLOSED, "connection lost")
             elif self._half_closed:
                 exchange.abort()
             else:
                 exchange.completed([])
-            return
-        if state is _BODY and self._until_close and isinstance(reason.value, ConnectionDone):
-            # TLS cut without close_notify comes as ConnectionLost: that may be an attacker's cut.
+        elif state is _BODY and self._until_close and orderly:
             exchange.completed([])
         elif state is _BODY:
             exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed within the response")
         else:
             exchange.fail(StreamCode.ORIGIN_CLOSED, "connection closed before the response")
 
-    # IHalfCloseableProtocol, once it is switched; before, a FIN is an origin's end
-
-    def __conform__(self, interface: object) -> OriginConnection | None:
-        """Twisted asks when a FIN has come (PEP 246)."""
-        return self if interface is IHalfCloseableProtocol and self._state is _SWITCHED else None
+    # IHalfCloseableProtocol
 
     def readConnectionLost(self) -> None:
-        """The origin has closed its half."""
+        """The origin has closed its half. Before a switch that is an end of both."""
+        exchange, state = self._exchange, self._state
+        if state is not _SWITCHED:
+            self._pool.idle.discard(self)
+            if exchange is not None and (exchange.congested or not exchange.sent):
+                self.drop()  # it would be waited for until all is written
+            else:
+                self.close()
+            self._conclude(exchange, state, orderly=True)
+            return
         self._half_closed = True
-        exchange = self._exchange
         if exchange is None:
             return
         if exchange.sent:

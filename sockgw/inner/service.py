@@ -18,8 +18,9 @@ from sockgw.inner.allow import AllowList
 from sockgw.inner.config import InnerConfig
 from sockgw.inner.connector import Connector
 from sockgw.inner.dial import Dialler
-from sockgw.inner.forwarder import Forwarder
+from sockgw.inner.forwarder import Forwarder, RawOrigins
 from sockgw.inner.outerlayer import OuterLayer
+from sockgw.inner.rawtcp import RawTCP
 from sockgw.keys import UnusableKey, load_private_key
 from sockgw.options import RoleOptions
 from sockgw.tunnel.carrier import FAST_MASKING
@@ -78,7 +79,9 @@ class InnerService(Daemon):
             keep_alive=config.origin_keep_alive,
             max_idle=config.max_idle_connections,
         )
-        forwarder = Forwarder(self._pool, self._allow, services)
+        self._raw_tcp = RawTCP(reactor, dialler.endpoint, self._deadlines, config.idle_timeout)
+        raw: dict[str, RawOrigins] = {"tcp": self._raw_tcp}
+        forwarder = Forwarder(self._pool, self._allow, services, raw)
         # Jitter needs no secret randomness.
         jitter = random.random
         self.connector = Connector(config, reactor, outer_layer, key, forwarder, jitter)
@@ -119,13 +122,14 @@ class InnerService(Daemon):
     def stopService(self) -> Any:
         stopped = super().stopService()
         self._pool.close()
+        self._raw_tcp.close()
         self._deadlines.stop()
         return stopped
 
 
 def _origin(url: str) -> Origin:
     parts = urlsplit(url)
-    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
     return Origin(parts.scheme, parts.hostname or "", port)
 
 

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     client: str  #: IP address
     method: bytes
     target: bytes  #: request target: path and query
-    version: tuple[int, int]
+    protocol: str  #: such as HTTP/1.1, HTTP/2.0, TCP
     status: int
     bytes_out: int  #: to the client
     bytes_in: int  #: from the client
@@ -180,7 +180,7 @@ def _open(path: str) -> int:
 
 # Apache's combined format, with fields of ours behind it.
 _LINE = (
-    '%s - - [%s] "%s HTTP/%s.%s" %s %s "%s" "%s" target=%s identifier=%s id=%s'
+    '%s - - [%s] "%s %s" %s %s "%s" "%s" target=%s identifier=%s id=%s'
     " duration=%.3f first_byte=%s bytes_in=%s tries=%s held=%s outcome=%s\n"
 )
 
@@ -188,7 +188,7 @@ _LINE = (
 def _as_text(entry: Entry) -> str:
     """Return the entry's line, in which nothing from outside ends its field or the line."""
     (
-        time, client, method, target, (major, minor), status, bytes_out, bytes_in, referer,
+        time, client, method, target, protocol, status, bytes_out, bytes_in, referer,
         user_agent, target_name, identifier, request_id, duration, first_byte, tries,
         held, outcome,
     ) = entry  # fmt: skip
@@ -204,7 +204,7 @@ def _as_text(entry: Entry) -> str:
         number, outcome = _bare(number), _bare(outcome)
     begun = "-" if first_byte is None else f"{first_byte:.3f}"
     return _LINE % (
-        client or "-", _apache_time(int(time)), quoted[0], major, minor, status, bytes_out,
+        client or "-", _apache_time(int(time)), quoted[0], protocol, status, bytes_out,
         quoted[1] or "-", quoted[2] or "-", target_name or "-", identifier or "-",
         number or "-", duration, begun, bytes_in, tries, f"{held:.3f}" if held else "0",
         outcome or "-",
@@ -218,7 +218,6 @@ def _as_json(entry: Entry) -> str:
             fields[name] = value.decode("utf-8", "backslashreplace")
     second, part = divmod(entry.time, 1)
     fields["time"] = f"{_iso_time(int(second))}.{int(part * 1000):03d}Z"
-    fields["version"] = f"{entry.version[0]}.{entry.version[1]}"
     fields["duration"] = round(entry.duration, 6)
     fields["held"] = round(entry.held, 6)
     if entry.first_byte is not None:

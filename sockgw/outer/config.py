@@ -103,6 +103,13 @@ class OuterConfig(TunnelConfig):
         metavar="MS",
         default="300000",
     )
+    tcp_idle_timeout: float = setting(
+        "Longest time without a byte either way on connections of TCP and on upgraded ones; 0 for "
+        "no limit.",
+        milliseconds_or_zero,
+        metavar="MS",
+        default="0",
+    )
     head_timeout: float = setting(
         "Longest time in which a client may send the head of a request.",
         milliseconds,

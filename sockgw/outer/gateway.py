@@ -20,6 +20,7 @@ from sockgw.http.application import NOBODY, ClientExchange, Connection, RequestH
 from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method
 from sockgw.http.framing import HttpError
 from sockgw.http.headers import end_to_end, get, lower
+from sockgw.http.networks import UNIX_PEER, canonical
 from sockgw.http.rewriting import Rewriter
 from sockgw.outer.accesslog import AccessLog, Entry
 from sockgw.outer.admin import Failure
@@ -29,6 +30,8 @@ from sockgw.outer.dispatch import Dispatcher
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import forbidden_reason
+from sockgw.outer.proxyheader import proxy_header
+from sockgw.outer.rawclient import RawClient
 from sockgw.outer.refusals import BAD_HEAD, NO_TARGET, Refusal, answer
 from sockgw.outer.registry import Affinity, Registry
 from sockgw.outer.relay import Relay
@@ -41,6 +44,7 @@ __all__ = ["Gateway"]
 _MAX_FAILURES = 100  # lines on the admin page
 _MAX_SERVICE_ORIGINS = 256  # rewriters of origins that inner layers name
 
+_NO_CLIENT = Refusal(403, "the client's address is not allowed", "http_request_denied")
 _DRAINING = Refusal(503, "this gateway is about to stop", "connection_limit_reached", 1)
 
 # Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
@@ -81,6 +85,7 @@ class Gateway:
         self._access_log = access_log
         self._timeout = config.timeout
         self._idle_timeout = config.idle_timeout
+        self._tcp_idle_timeout = config.tcp_idle_timeout
         self._max_connections = config.max_connections
         self._routes: dict[str, Route] = {}
         self._targets = Targets()
@@ -208,6 +213,29 @@ class Gateway:
         self.dispatcher.dispatch(relay)
         return relay
 
+    def connect(self, exchange: RawClient, target: Target) -> RequestHandler:
+        """A client of a target has come of which bytes alone are seen."""
+        peer = exchange.peer_address
+        view = ClientView(
+            address=UNIX_PEER if peer in ("", "unix") else canonical(peer),
+            proto=b"",
+            host=b"",
+            port=b"",
+            trusted=False,
+            peer=peer,
+        )
+        request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+        if target.clients is not None and not target.clients.contains(peer):
+            return self._refuse(exchange, _NO_CLIENT, view, request_id, target)
+        head = RequestHead(b"CONNECT", b"", [])
+        route = self._routes.get(target.name) or route_to(target)
+        relay = Relay(self, exchange, head, route, view, {}, request_id)
+        self._deadlines.watch(relay)
+        self.dispatcher.dispatch(relay)
+        if target.proxy_protocol and not relay.over:
+            relay.body_received(proxy_header(target.proxy_protocol, exchange.transport))
+        return relay
+
     def refused(
         self, connection: Connection, error: HttpError, head: RequestHead | None
     ) -> tuple[ResponseHead, bytes]:
@@ -242,7 +270,8 @@ class Gateway:
 
     def silence_deadline(self) -> float | None:
         """Return until when another byte must have come of what is no exchange of HTTP any more."""
-        return None
+        timeout = self._tcp_idle_timeout
+        return self._deadlines.after(timeout) if timeout else None
 
     def request_trailers(self, relay: Relay, trailers: Headers) -> Headers:
         """Return those of a request's trailers that may pass: no others than of its head."""
@@ -317,7 +346,7 @@ class Gateway:
                 client=relay.view.address,
                 method=head.method,
                 target=head.target,
-                version=exchange.http_version,
+                protocol=exchange.protocol,
                 status=status,
                 bytes_out=exchange.bytes_sent,
                 bytes_in=exchange.bytes_received,
@@ -380,7 +409,7 @@ class Gateway:
             request_id,
             started=exchange.started,
             bytes_out=exchange.bytes_sent,
-            version=exchange.http_version,
+            protocol=exchange.protocol,
         )
         return NOBODY
 
@@ -410,7 +439,7 @@ class Gateway:
             started=exchange.started,
             bytes_out=exchange.bytes_sent,
             target=target.name if target is not None else "",
-            version=exchange.http_version,
+            protocol=exchange.protocol,
         )
         return NOBODY
 
@@ -424,7 +453,7 @@ class Gateway:
         started: float,
         bytes_out: int,
         target: str = "",
-        version: tuple[int, int] = (1, 1),
+        protocol: str = "HTTP/1.1",
     ) -> None:
         self._record(
             address,
@@ -435,7 +464,7 @@ class Gateway:
             started=started,
             bytes_out=bytes_out,
             target=target,
-            version=version,
+            protocol=protocol,
         )
         if refusal.status >= 500:
             self._remember(target, "", refusal.status, refusal.reason, request_id)
@@ -451,7 +480,7 @@ class Gateway:
         started: float,
         bytes_out: int,
         target: str = "",
-        version: tuple[int, int],
+        protocol: str,
     ) -> None:
         """Log and count a request that no inner layer has seen."""
         duration = self.seconds() - started
@@ -462,7 +491,7 @@ class Gateway:
                 client=address,
                 method=head.method,
                 target=head.target,
-                version=version,
+                protocol=protocol,
                 status=status,
                 bytes_out=bytes_out,
                 bytes_in=0,

@@ -167,6 +167,11 @@ class Relay:
         #: Seconds for which it has waited before that.
         self.waited = 0.0
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._over
+
     # ------------------------------------------------------------------ from the dispatcher
 
     def hold(self, deadline: float) -> None:

@@ -28,12 +28,15 @@ from sockgw.outer.crowd import Crowd
 from sockgw.outer.gateway import Gateway
 from sockgw.outer.keyring import Keyring
 from sockgw.outer.metrics import Metrics
+from sockgw.outer.ports import TargetPorts
+from sockgw.outer.rawclient import RawFactory
 from sockgw.outer.registry import Registry
 from sockgw.outer.site import (
     admin_root,
     make_site,
     socket_root,
 )
+from sockgw.outer.targets import Target, Targets
 from sockgw.outer.targetsfile import TargetsFile
 from sockgw.tunnel.carrier import FAST_MASKING, server_resource
 
@@ -84,7 +87,7 @@ class OuterService(Daemon):
             self._access_log,
         )
         try:
-            self._targets = TargetsFile(config.targets, reactor, self._gateway.use)
+            self._targets = TargetsFile(config.targets, reactor, self._use)
         except ConfigError as error:
             if error.line is None:  # of the file as such: say which option named it
                 error = ConfigError(error.problem, option="--targets", value=config.targets)
@@ -110,6 +113,13 @@ class OuterService(Daemon):
             for member in self._registry
         ]
         self._ports: list[IListeningPort] = []
+        self._target_ports = TargetPorts(
+            reactor,
+            lambda target: RawFactory(
+                self._gateway, target, self._deadlines, reactor.seconds, config.idle_timeout
+            ),
+            reuse_port=config.reuse_port,
+        )
         self._carriers: Crowd[Any] = Crowd()
 
     def privilegedStartService(self) -> None:
@@ -144,6 +154,10 @@ class OuterService(Daemon):
             self._opened,
             reuse_port=reuse,
         )
+        try:
+            self._target_ports.use(self._targets.current.ports)
+        except ConfigError as error:
+            raise self._exit(f"{config.targets}: {error}") from None
         super().privilegedStartService()
 
     def startService(self) -> None:
@@ -166,6 +180,7 @@ class OuterService(Daemon):
 
     def stopService(self) -> Deferred[None]:
         closing = [maybeDeferred(port.stopListening) for port in self._ports]
+        closing.append(self._target_ports.close())
         self._ports.clear()
         self._gateway.dispatcher.stop()
         self._admission.stop()
@@ -194,6 +209,7 @@ class OuterService(Daemon):
         over = self.reactor.seconds() + timeout
         for port in ports:
             await close_listener(self.reactor, port)
+        await self._target_ports.close()
         # Only now: whoever dials again must not find this one's listener once more.
         admission.leave()
         if await self._within(max(over - self.reactor.seconds(), 0), gateway.emptied()):
@@ -217,6 +233,12 @@ class OuterService(Daemon):
         self._targets.check()
         self._keyring.check()
         self._access_log.reopen()
+
+    def _use(self, targets: Targets) -> None:
+        """Put targets in force. Raises ConfigError where one cannot have its listener."""
+        if self.running:
+            self._target_ports.use(targets.ports)
+        self._gateway.use(targets)
 
     def _opened(self, port: IListeningPort) -> None:
         self._ports.append(port)
@@ -258,11 +280,15 @@ class OuterService(Daemon):
         return list(self._gateway.failures)
 
 
-def _target_view(target: Any) -> TargetView:
+def _target_view(target: Target) -> TargetView:
     if target.service is not None:
         destination = f"service {target.service}"
+    elif target.socket:
+        destination = f"{target.protocol} over unix:{target.socket}"
     else:
         destination = f"{target.protocol}://{target.hostname}:{target.port}"
+    if target.listen:
+        destination += f" from {target.listen}"
     policy = [
         f"{rule.path} {'*' if rule.methods is None else ' '.join(sorted(rule.methods))}"
         for rule in target.policy.rules

@@ -51,7 +51,11 @@ class TargetsFile:
     def __init__(
         self, path: str, clock: IReactorTime, on_change: Callable[[Targets], object]
     ) -> None:
-        """Read the file; raises ConfigError. ``on_change`` gets the new targets at each change."""
+        """Read the file; raises ConfigError.
+
+        ``on_change`` gets the new targets at each change; where it raises ConfigError the old ones
+        stay in force.
+        """
         self.path = path
         self._on_change = on_change
         self._watched = Watched(clock, [path], self._reload)
@@ -77,12 +81,18 @@ class TargetsFile:
         except ConfigError as error:
             _log.error("targets stay as they were: {problem}", problem=str(error))
             return
-        old, self.current = self.current, new
-        before = {target.name: target for target in old}
+        before = {target.name: target for target in self.current}
         after = {target.name: target for target in new}
         added = [name for name in after if name not in before]
         removed = [name for name in before if name not in after]
         changed = [name for name in after if name in before and after[name] != before[name]]
+        if added or removed or changed:
+            try:
+                self._on_change(new)
+            except ConfigError as error:
+                _log.error("targets stay as they were: {problem}", problem=str(error))
+                return
+        self.current = new
         _log.info(
             "{count} targets in {path}; added: {added}; removed: {removed}; changed: {changed}",
             count=len(new),
@@ -91,8 +101,6 @@ class TargetsFile:
             removed=_some(removed),
             changed=_some(changed),
         )
-        if added or removed or changed:
-            self._on_change(new)
 
 
 def _some(names: list[str]) -> str:
@@ -128,10 +136,16 @@ def parse_targets(text: str, source: str) -> Targets:
         raise entries.error("this is no mapping", "host names, each with its target")
     targets: dict[str, Target] = {}
     ports: list[Target] = []
+    listeners: dict[tuple[str, str], Target] = {}
     for name, node in entries.value.items():
         target = _target(name, node)
         if target.listen:
             _label(name, node)
+            other = listeners.setdefault(_listener(target), target)
+            if other is not target:
+                raise node.value["listen"].error(
+                    f"{target.listen} is taken by target {other.name!r}", "another port"
+                )
             ports.append(target)
             continue
         pattern = _pattern(name, node)
@@ -310,6 +324,11 @@ def _listen(node: YamlNode | None, protocol: str, target: YamlNode) -> str:
     except ValueError as error:
         raise node.error(f"{shown(node)} cannot be listened on: {error}") from None
     return listen
+
+
+def _listener(target: Target) -> tuple[str, str]:
+    """Return what two targets cannot have both; what else collides is seen when it is opened."""
+    return target.protocol, target.listen.removeprefix("tcp:")
 
 
 def _clients(node: YamlNode | None) -> Networks | None:

@@ -53,7 +53,7 @@ def test_access_log_as_json(tmp_path: Path, keys: Keys, nginx_port: int) -> None
         entry = json.loads(gateway.outer.access.wait("hello"))
     assert entry["request_id"] == answer.header("X-Request-ID")
     assert entry["status"] == 200
-    assert (entry["method"], entry["target"], entry["version"]) == ("GET", "/hello", "1.1")
+    assert (entry["method"], entry["target"], entry["protocol"]) == ("GET", "/hello", "HTTP/1.1")
     assert (entry["bytes_in"], entry["bytes_out"]) == (0, 6)
     assert (entry["target_name"], entry["identifier"]) == (host, "innerLayer")
     assert 0 < entry["first_byte"] <= entry["duration"]

@@ -1,0 +1,119 @@
+"""Listeners of targets: all or none of them, and no connection lost when one goes."""
+
+import socket
+
+import pytest
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.protocol import Factory, Protocol
+from twisted.trial.unittest import TestCase
+
+from sockgw.outer.ports import TargetPorts
+from sockgw.outer.targetsfile import parse_targets
+from sockgw.yamlfile import ConfigError
+
+
+def targets(**listeners):
+    lines = [
+        f"  {name}: {{protocol: tcp, hostname: h, port: 1, listen: {listen!r}}}"
+        for name, listen in listeners.items()
+    ]
+    return parse_targets("\n".join(["targets:", *lines]), "t.yaml").ports
+
+
+class Greeter(Protocol):
+    def connectionMade(self):
+        self.transport.write(self.factory.target.name.encode() + b"\n")
+
+
+class Greeting(Factory):
+    protocol = Greeter
+    noisy = False
+
+    def __init__(self, target):
+        self.target = target
+
+
+def free_port():
+    with socket.socket() as wire:
+        wire.bind(("127.0.0.1", 0))
+        return wire.getsockname()[1]
+
+
+class Ports(TestCase):
+    def setUp(self):
+        from twisted.internet import reactor
+
+        self.reactor = reactor
+        self.ports = TargetPorts(reactor, Greeting, reuse_port=False)
+        self.addCleanup(self.ports.close)
+        self.numbers = [free_port() for _ in range(3)]
+        self.endpoints = [f"tcp:{number}:interface=127.0.0.1" for number in self.numbers]
+
+    @inlineCallbacks
+    def turns(self, done):
+        for _ in range(2000):
+            if done():
+                return
+            turn = Deferred()
+            self.reactor.callLater(0.001, turn.callback, None)
+            yield turn
+        raise AssertionError("it does not get done")
+
+    @inlineCallbacks
+    def greeted(self, number):
+        """Return what a listener says, "" where there is none, and leave the connection open."""
+        wire = socket.socket()
+        self.addCleanup(wire.close)
+        if wire.connect_ex(("127.0.0.1", number)):
+            return ""
+        wire.setblocking(False)
+        said = []
+
+        def heard():
+            try:
+                said.append(wire.recv(100))
+            except BlockingIOError:
+                return False
+            return True
+
+        yield self.turns(heard)
+        self.wire = wire
+        return said[0].decode().strip()
+
+    @inlineCallbacks
+    def test_they_follow_the_targets(self):
+        one, two, three = self.endpoints
+        self.ports.use(targets(a=one, b=two))
+        assert (yield self.greeted(self.numbers[0])) == "a"
+        assert (yield self.greeted(self.numbers[1])) == "b"
+        self.ports.use(targets(c=two, d=three))
+        yield self.turns(lambda: True)
+        assert (yield self.greeted(self.numbers[1])) == "c"  # the same listener
+        assert (yield self.greeted(self.numbers[2])) == "d"
+        assert (yield self.greeted(self.numbers[0])) == ""
+
+    @inlineCallbacks
+    def test_where_one_cannot_be_all_stays_as_it_was(self):
+        one, two, three = self.endpoints
+        self.ports.use(targets(a=one))
+        with (
+            socket.create_server(("127.0.0.1", self.numbers[2])),
+            pytest.raises(ConfigError, match=f"target c: listen: {three}: the port is taken"),
+        ):
+            self.ports.use(targets(b=two, c=three))
+        assert (yield self.greeted(self.numbers[0])) == "a"
+        assert (yield self.greeted(self.numbers[1])) == ""
+
+    @inlineCallbacks
+    def test_connections_outlive_their_listener(self):
+        self.ports.use(targets(a=self.endpoints[0]))
+        assert (yield self.greeted(self.numbers[0])) == "a"
+        yield self.ports.close()
+        with pytest.raises(BlockingIOError):
+            self.wire.recv(1)
+
+    def test_an_endpoint_that_is_none(self):
+        bad = targets(a="tcp:1")[0]
+        object.__setattr__(bad, "listen", "nonsense:1")
+        with pytest.raises(ConfigError, match="target a: listen: nonsense:1: cannot listen"):
+            self.ports.use([bad])
