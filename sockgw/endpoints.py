@@ -20,6 +20,7 @@ import errno
 import os
 import re
 import socket
+from ipaddress import ip_address
 from typing import Any
 
 from cryptography import x509
@@ -45,7 +46,14 @@ from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-__all__ = ["EXPECTED", "describe", "listen_error", "server_endpoint", "validate"]
+__all__ = [
+    "EXPECTED",
+    "describe",
+    "listen_error",
+    "server_endpoint",
+    "udp_address",
+    "validate",
+]
 
 EXPECTED = "a port number from 0 to 65535, or an endpoint such as tcp:3000:interface=127.0.0.1"
 """What a description must be, for errors."""
@@ -82,6 +90,23 @@ def server_endpoint(
         _from_twisted(reactor, description)  # for its errors
         return _shared_tcp(reactor, description)
     return _from_twisted(reactor, description)
+
+
+def udp_address(description: str) -> tuple[int, str]:
+    """Return the port and the interface of ``udp:53`` or ``udp:53:interface=127.0.0.1``.
+
+    The interface is "" for all addresses. Raises ValueError with a sentence for an operator.
+    """
+    kind, positional, named = _split(description)
+    if kind != "udp" or len(positional) != 1 or set(named) - {"interface"}:
+        raise ValueError("it has the form udp:PORT or udp:PORT:interface=ADDRESS")
+    interface = named.get("interface", "")
+    if interface:
+        try:
+            ip_address(interface)
+        except ValueError:
+            raise ValueError(f"'{interface}' is no address") from None
+    return _port(positional[0]), interface
 
 
 def validate(description: str) -> None:

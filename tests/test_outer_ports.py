@@ -44,10 +44,13 @@ class Ports(TestCase):
         from twisted.internet import reactor
 
         self.reactor = reactor
-        self.ports = TargetPorts(reactor, Greeting, reuse_port=False)
+        self.ports = TargetPorts(reactor, Greeting, self.no_udp, reuse_port=False)
         self.addCleanup(self.ports.close)
         self.numbers = [free_port() for _ in range(3)]
         self.endpoints = [f"tcp:{number}:interface=127.0.0.1" for number in self.numbers]
+
+    def no_udp(self, target):
+        raise AssertionError("no UDP here")
 
     @inlineCallbacks
     def turns(self, done):

@@ -180,7 +180,7 @@ def test_targets_that_cannot_be_used_leave_the_old_ones_in_force(tmp_path: Path)
         ("{hostname: h, protocol: ftp}", "'ftp' is no protocol; expected one of https, http, tcp"),
         ("{hostname: h, protocol: tcp, listen: '1'}", "port is missing"),
         ("{hostname: h, protocol: tcp, port: 1}", "listen is missing"),
-        ("{hostname: h, protocol: udp, port: 1, listen: '1'}", "no endpoint of UDP"),
+        ("{hostname: h, protocol: udp, port: 1, listen: '1'}", "it has the form udp:PORT"),
         ("{hostname: h, protocol: tcp, port: 1, listen: 'x:1'}", "cannot be listened on"),
         ("{hostname: h, protocol: tcp, port: 1, listen: '1', policy: '*'}", "policy is not poss"),
         ("{hostname: h, protocol: tls, listen: '1'}", "listen is not possible with protocol tls"),

@@ -122,6 +122,12 @@ class InnerConfig(TunnelConfig):
         metavar="MS",
         default="300000",
     )
+    udp_idle_timeout: float = setting(
+        "How long a UDP client and its target may both be silent before they are forgotten.",
+        milliseconds,
+        metavar="MS",
+        default="60000",
+    )
     origin_keep_alive: float = setting(
         "How long an unused connection to a target is kept.",
         milliseconds,
@@ -130,6 +136,12 @@ class InnerConfig(TunnelConfig):
     )
     max_idle_connections: int = setting(
         "Most unused connections kept for each target.", count, metavar="NUMBER", default="64"
+    )
+    udp_queue: int = setting(
+        "Most datagrams that wait in one direction of a UDP stream; then the oldest is dropped.",
+        count,
+        metavar="NUMBER",
+        default="64",
     )
     max_header_size: int = setting(
         "Largest head of an answer.", count, metavar="BYTES", default="65536"

@@ -21,6 +21,7 @@ from sockgw.inner.dial import Dialler
 from sockgw.inner.forwarder import Forwarder, RawOrigins
 from sockgw.inner.outerlayer import OuterLayer
 from sockgw.inner.rawtcp import RawTCP
+from sockgw.inner.rawudp import RawUDP
 from sockgw.keys import UnusableKey, load_private_key
 from sockgw.options import RoleOptions
 from sockgw.tunnel.carrier import FAST_MASKING
@@ -80,7 +81,15 @@ class InnerService(Daemon):
             max_idle=config.max_idle_connections,
         )
         self._raw_tcp = RawTCP(reactor, dialler.endpoint, self._deadlines, config.idle_timeout)
-        raw: dict[str, RawOrigins] = {"tcp": self._raw_tcp}
+        self._raw_udp = RawUDP(
+            reactor,
+            self._allow,
+            self._deadlines,
+            connect_timeout=config.connect_timeout,
+            idle_timeout=config.udp_idle_timeout,
+            queue=config.udp_queue,
+        )
+        raw: dict[str, RawOrigins] = {"tcp": self._raw_tcp, "udp": self._raw_udp}
         forwarder = Forwarder(self._pool, self._allow, services, raw)
         # Jitter needs no secret randomness.
         jitter = random.random
@@ -123,6 +132,7 @@ class InnerService(Daemon):
         stopped = super().stopService()
         self._pool.close()
         self._raw_tcp.close()
+        self._raw_udp.close()
         self._deadlines.stop()
         return stopped
 

@@ -26,7 +26,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["NotPermitted", "TCPEndpoint", "host_and_port", "is_loopback"]
+__all__ = ["NotPermitted", "TCPEndpoint", "host_and_port", "is_loopback", "resolve"]
 
 _ATTEMPT_DELAY = 0.25  # seconds between attempts: RFC 8305, section 5
 _TIMEOUT = 30.0  # seconds for one attempt: Twisted's own default
@@ -54,6 +54,36 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+async def resolve(
+    reactor: Any, host: str, port: int, permits: Callable[[str], bool]
+) -> list[IPv4Address | IPv6Address]:
+    """Return those addresses of a name that are permitted, at least one.
+
+    Raises DNSLookupError or NotPermitted.
+    """
+    try:
+        # Twisted's resolver never answers where getaddrinfo raises anything but gaierror.
+        host.encode("idna")
+        if not host.isprintable():
+            raise UnicodeError
+    except UnicodeError:
+        raise DNSLookupError(f"{host!r} is not a host name") from None
+    if _Resolution.under_way >= _MAX_RESOLUTIONS:
+        raise DNSLookupError("too many names are being resolved")
+    resolution = _Resolution()
+    reactor.nameResolver.resolveHostName(resolution, host, port)
+    try:
+        addresses = await resolution.done
+    except CancelledError:
+        raise DNSLookupError(f"no answer about {host} in time") from None
+    if not addresses:
+        raise DNSLookupError(f"no address for {host}")
+    permitted = [address for address in addresses if permits(address.host)]
+    if not permitted:
+        raise NotPermitted(f"no address of {host} may be dialled")
+    return permitted
 
 
 @implementer(IStreamClientEndpoint)
@@ -90,30 +120,8 @@ class TCPEndpoint:
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        addresses = await self._resolve()
-        if not addresses:
-            raise DNSLookupError(f"no address for {self._host}")
-        permitted = [address for address in addresses if self._permits(address.host)]
-        if not permitted:
-            raise NotPermitted(f"no address of {self._host} may be dialled")
+        permitted = await resolve(self._reactor, self._host, self._port, self._permits)
         return await _Race(self._reactor, map(self._attempt, permitted), factory).start()
-
-    async def _resolve(self) -> list[_Address]:
-        try:
-            # Twisted's resolver never answers where getaddrinfo raises anything but gaierror.
-            self._host.encode("idna")
-            if not self._host.isprintable():
-                raise UnicodeError
-        except UnicodeError:
-            raise DNSLookupError(f"{self._host!r} is not a host name") from None
-        if _Resolution.under_way >= _MAX_RESOLUTIONS:
-            raise DNSLookupError("too many names are being resolved")
-        resolution = _Resolution()
-        self._reactor.nameResolver.resolveHostName(resolution, self._host, self._port)
-        try:
-            return await resolution.done
-        except CancelledError:
-            raise DNSLookupError(f"no answer about {self._host} in time") from None
 
     def _attempt(self, address: _Address) -> IStreamClientEndpoint:
         endpoint = TCP6ClientEndpoint if isinstance(address, IPv6Address) else TCP4ClientEndpoint

@@ -110,6 +110,12 @@ class OuterConfig(TunnelConfig):
         metavar="MS",
         default="0",
     )
+    udp_idle_timeout: float = setting(
+        "How long a UDP client and its target may both be silent before they are forgotten.",
+        milliseconds,
+        metavar="MS",
+        default="60000",
+    )
     head_timeout: float = setting(
         "Longest time in which a client may send the head of a request.",
         milliseconds,
@@ -232,6 +238,15 @@ class OuterConfig(TunnelConfig):
     )
     max_connections: int = setting(
         "Most connections of clients.", count, metavar="NUMBER", default="10000"
+    )
+    max_udp_clients: int = setting(
+        "Most clients of one UDP target at a time.", count, metavar="NUMBER", default="256"
+    )
+    udp_queue: int = setting(
+        "Most datagrams that wait in one direction of a UDP stream; then the oldest is dropped.",
+        count,
+        metavar="NUMBER",
+        default="64",
     )
     max_held: int = setting(
         "Most requests that wait for an inner layer.", count, metavar="NUMBER", default="1000"

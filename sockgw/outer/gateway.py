@@ -37,6 +37,7 @@ from sockgw.outer.registry import Affinity, Registry
 from sockgw.outer.relay import Relay
 from sockgw.outer.routes import Route, route_to
 from sockgw.outer.targets import HTTP, Target, Targets
+from sockgw.outer.udp import UDPClient
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
 __all__ = ["Gateway"]
@@ -215,6 +216,20 @@ class Gateway:
 
     def connect(self, exchange: RawClient, target: Target) -> RequestHandler:
         """A client of a target has come of which bytes alone are seen."""
+        handler = self._connect(exchange, target)
+        if target.proxy_protocol and isinstance(handler, Relay) and not handler.over:
+            handler.body_received(proxy_header(target.proxy_protocol, exchange.transport))
+        return handler
+
+    def connect_udp(self, exchange: UDPClient, target: Target) -> RequestHandler:
+        """A client of a UDP target has come."""
+        return self._connect(exchange, target)
+
+    def datagrams_dropped(self, count: int) -> None:
+        """So many datagrams found no room."""
+        self._metrics.datagrams_dropped(count)
+
+    def _connect(self, exchange: RawClient | UDPClient, target: Target) -> RequestHandler:
         peer = exchange.peer_address
         view = ClientView(
             address=UNIX_PEER if peer in ("", "unix") else canonical(peer),
@@ -232,8 +247,6 @@ class Gateway:
         relay = Relay(self, exchange, head, route, view, {}, request_id)
         self._deadlines.watch(relay)
         self.dispatcher.dispatch(relay)
-        if target.proxy_protocol and not relay.over:
-            relay.body_received(proxy_header(target.proxy_protocol, exchange.transport))
         return relay
 
     def refused(

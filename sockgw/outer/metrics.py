@@ -74,6 +74,7 @@ _EVENTS = {
     "resumes": "Tunnels that went on with a new carrier.",
     "takeovers": "Of these, tunnels whose former carrier still looked alive.",
     "tunnels_lost": "Tunnels that were not resumed in time.",
+    "datagrams_dropped": "Datagrams of UDP clients for which there was no room.",
 }
 
 
@@ -150,6 +151,10 @@ class Metrics:
     def tunnel_lost(self) -> None:
         """Count a tunnel that was not resumed in time."""
         self._events["tunnels_lost"] += 1
+
+    def datagrams_dropped(self, count: int) -> None:
+        """Count datagrams for which there was no room."""
+        self._events["datagrams_dropped"] += count
 
     def handshake_failed(self, kind: Refused) -> None:
         """Count an inner layer turned away."""

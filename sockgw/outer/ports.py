@@ -1,23 +1,27 @@
 """Listeners of targets that have one of their own, as the targets file says at the time.
 
 New ones are opened before anything else changes: where one cannot be, nothing changes at all. Those
-that go are closed and leave the connections that came by them alone.
+that go are closed and leave the connections that came by them alone; datagrams have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from socket import has_dualstack_ipv6
+from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from sockgw.endpoints import describe, listen_error, server_endpoint
+from sockgw.endpoints import describe, listen_error, server_endpoint, udp_address
 from sockgw.listeners import close_listener
 from sockgw.outer.rawclient import RawFactory
 from sockgw.outer.targets import Target
+from sockgw.outer.udp import UDPListener
+from sockgw.protocol.datagrams import MAX_DATAGRAM
 from sockgw.yamlfile import ConfigError
 
 __all__ = ["TargetPorts"]
@@ -25,22 +29,35 @@ __all__ = ["TargetPorts"]
 _log = Logger()
 
 
-class _Open:
-    """A listener and who builds its connections."""
+class _Builder(Protocol):
+    """What makes something of who comes by a listener."""
 
-    def __init__(self, port: IListeningPort, factory: RawFactory) -> None:
+    #: Whose clients come.
+    target: Target
+
+
+class _Open:
+    """A listener and what stands behind it."""
+
+    def __init__(self, port: IListeningPort, builder: _Builder) -> None:
         self.port = port
-        self.factory = factory
+        self.builder = builder
 
 
 class TargetPorts:
-    """Keeps the listeners of TCP targets."""
+    """Keeps the listeners of TCP and UDP targets."""
 
     def __init__(
-        self, reactor: Any, make: Callable[[Target], RawFactory], *, reuse_port: bool
+        self,
+        reactor: Any,
+        make_tcp: Callable[[Target], RawFactory],
+        make_udp: Callable[[Target], UDPListener],
+        *,
+        reuse_port: bool,
     ) -> None:
         self._reactor = reactor
-        self._make = make
+        self._make_tcp = make_tcp
+        self._make_udp = make_udp
         self._reuse_port = reuse_port
         self._open: dict[str, _Open] = {}  # by the endpoint's description
 
@@ -60,44 +77,60 @@ class TargetPorts:
                 new.port.stopListening()
             raise
         for description in [each for each in self._open if each not in wanted]:
-            self._close(self._open.pop(description).port)
+            Deferred.fromCoroutine(self._close(self._open.pop(description)))
         for new in added.values():
-            _log.info(
-                "listening on {where} for {target}",
-                where=describe(new.port, "tcp"),
-                target=new.factory.target.name,
-            )
+            target = new.builder.target
+            _log.info("listening on {where} for {target}", where=_where(new), target=target.name)
         self._open.update(added)
         for description, target in wanted.items():
-            self._open[description].factory.target = target
+            self._open[description].builder.target = target
 
     def close(self) -> Deferred[Any]:
         """Listen no longer; fires when that is so. Who has connected is served."""
-        closing = [self._close(each.port) for each in self._open.values()]
+        closing = [Deferred.fromCoroutine(self._close(each)) for each in self._open.values()]
         self._open.clear()
         return DeferredList(closing)
 
     def _listen(self, target: Target) -> _Open:
-        factory = self._make(target)
-        results: list[Any] = []
-        result: Any
         try:
-            endpoint = server_endpoint(self._reactor, target.listen, reuse_port=self._reuse_port)
-            # Twisted's endpoints know at once.
-            endpoint.listen(factory).addBoth(results.append)
-        except (ValueError, OSError) as error:
-            raise _problem(target, error) from None
-        result = results[0] if results else ValueError("this kind of endpoint takes its time")
+            if target.protocol == "udp":
+                return self._listen_udp(target)
+            return self._listen_tcp(target)
+        except (ValueError, OSError, CannotListenError) as error:
+            detail = listen_error(target.listen, error)
+            raise ConfigError(f"target {target.name}: listen: {detail}") from None
+
+    def _listen_tcp(self, target: Target) -> _Open:
+        factory = self._make_tcp(target)
+        endpoint = server_endpoint(self._reactor, target.listen, reuse_port=self._reuse_port)
+        results: list[Any] = []
+        # Twisted's endpoints know at once.
+        endpoint.listen(factory).addBoth(results.append)
+        if not results:
+            raise ValueError("this kind of endpoint takes its time")
+        result: Any = results[0]
         if isinstance(result, Failure):
-            result = result.value
-        if isinstance(result, BaseException):
-            raise _problem(target, result)
+            result.raiseException()
         return _Open(result, factory)
 
-    def _close(self, port: IListeningPort) -> Deferred[None]:
-        _log.info("no longer listening on {where}", where=describe(port, "tcp"))
-        return Deferred.fromCoroutine(close_listener(self._reactor, port))
+    def _listen_udp(self, target: Target) -> _Open:
+        number, interface = udp_address(target.listen)
+        if not interface and has_dualstack_ipv6():
+            interface = "::"
+        listener = self._make_udp(target)
+        port = self._reactor.listenUDP(
+            number, listener, interface=interface, maxPacketSize=MAX_DATAGRAM
+        )
+        return _Open(port, listener)
+
+    async def _close(self, each: _Open) -> None:
+        _log.info("no longer listening on {where}", where=_where(each))
+        if isinstance(each.builder, UDPListener):
+            each.builder.end()
+            await maybeDeferred(each.port.stopListening)
+        else:
+            await close_listener(self._reactor, each.port)
 
 
-def _problem(target: Target, error: BaseException) -> ConfigError:
-    return ConfigError(f"target {target.name}: listen: {listen_error(target.listen, error)}")
+def _where(each: _Open) -> str:
+    return describe(each.port, "udp" if isinstance(each.builder, UDPListener) else "tcp")

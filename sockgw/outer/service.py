@@ -38,6 +38,7 @@ from sockgw.outer.site import (
 )
 from sockgw.outer.targets import Target, Targets
 from sockgw.outer.targetsfile import TargetsFile
+from sockgw.outer.udp import UDPListener
 from sockgw.tunnel.carrier import FAST_MASKING, server_resource
 
 # On the socket port, beside the tunnels: handshakes under way, health checks, the admin page.
@@ -117,6 +118,9 @@ class OuterService(Daemon):
             reactor,
             lambda target: RawFactory(
                 self._gateway, target, self._deadlines, reactor.seconds, config.idle_timeout
+            ),
+            lambda target: UDPListener(
+                self._gateway, target, config, self._deadlines, reactor.seconds
             ),
             reuse_port=config.reuse_port,
         )

@@ -8,7 +8,7 @@ from ipaddress import AddressValueError, IPv6Address
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from sockgw.endpoints import validate
+from sockgw.endpoints import udp_address, validate
 from sockgw.files import Watched
 from sockgw.http.networks import Networks
 from sockgw.outer.policy import parse_policy, shown
@@ -315,12 +315,8 @@ def _listen(node: YamlNode | None, protocol: str, target: YamlNode) -> str:
             raise target.error("listen is missing", f"such as listen: {protocol}:2222", at_key=True)
         return ""
     listen = str(node.value)
-    if protocol == "udp":
-        if not listen.startswith("udp:"):
-            raise node.error(f"{shown(node)} is no endpoint of UDP", "one such as udp:53")
-        return listen
     try:
-        validate(listen)
+        udp_address(listen) if protocol == "udp" else validate(listen)
     except ValueError as error:
         raise node.error(f"{shown(node)} cannot be listened on: {error}") from None
     return listen
