@@ -23,12 +23,6 @@ import socket
 from ipaddress import ip_address
 from typing import Any
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, execute
@@ -36,7 +30,6 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IListeningPort,
-    IOpenSSLServerConnectionCreator,
     IProtocolFactory,
     IStreamServerEndpoint,
     IStreamServerEndpointStringParser,
@@ -45,6 +38,9 @@ from twisted.plugin import getPlugins
 from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
+
+from sockgw.certificates import read_pair
+from sockgw.tlsserver import TLSEndpoint, server_context
 
 __all__ = [
     "EXPECTED",
@@ -64,9 +60,6 @@ _TLS_KEYS = frozenset(
     ("port", "interface", "backlog", "privateKey", "certKey", "extraCertChain", "clientCA")
 )
 
-# RFC 9325, section 4.2, without CBC. TLS 1.3 has AEAD suites only.
-_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-
 
 def server_endpoint(
     reactor: Any, description: str, *, reuse_port: bool = False
@@ -84,7 +77,7 @@ def server_endpoint(
         return _behind_proxy(reactor, rest, reuse_port)
     if kind in ("tls", "ssl"):
         endpoint, context = _tls_parts(reactor, description, reuse_port)
-        return _TLSEndpoint(reactor, endpoint, context)
+        return TLSEndpoint(reactor, endpoint, context)
     _check(description)
     if kind == "tcp" and reuse_port:
         _from_twisted(reactor, description)  # for its errors
@@ -224,23 +217,6 @@ class _TCP:
         return family, address
 
 
-@implementer(IStreamServerEndpoint, IOpenSSLServerConnectionCreator)
-class _TLSEndpoint:
-    """TLS over another endpoint's connections."""
-
-    def __init__(self, reactor: Any, inner: IStreamServerEndpoint, context: SSL.Context) -> None:
-        self._reactor = reactor
-        self._inner = inner
-        self._context = context
-
-    def listen(self, protocolFactory: IProtocolFactory) -> "Deferred[IListeningPort]":
-        factory = TLSMemoryBIOFactory(self, False, protocolFactory, clock=self._reactor)
-        return self._inner.listen(factory)
-
-    def serverConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
-        return SSL.Connection(self._context, None)
-
-
 def _refuse_second_proxy(description: str) -> None:
     if description.startswith("haproxy:"):
         raise ValueError("'haproxy:' stands twice")
@@ -250,7 +226,7 @@ def _behind_proxy(reactor: Any, description: str, reuse_port: bool) -> IStreamSe
     _refuse_second_proxy(description)
     if description.partition(":")[0] in ("tls", "ssl"):
         endpoint, context = _tls_parts(reactor, description, reuse_port)
-        return _TLSEndpoint(reactor, proxyEndpoint(endpoint), context)
+        return TLSEndpoint(reactor, proxyEndpoint(endpoint), context)
     return proxyEndpoint(server_endpoint(reactor, description, reuse_port=reuse_port))
 
 
@@ -286,64 +262,11 @@ def _tls_parts(
         raise ValueError(f"backlog '{backlog}' is not a whole number")
     interface = named.get("interface", "")
     endpoint = _TCP(reactor, number, interface, int(backlog), reuse_port=reuse_port)
-    return endpoint, _tls_context(named)
-
-
-def _tls_context(named: dict[str, str]) -> SSL.Context:
     key_file = named["privateKey"]
-    data = _read(key_file)
-    try:
-        key = load_pem_private_key(data, None)
-    except TypeError:
-        raise ValueError(f"the private key in {key_file} is encrypted") from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(f"{key_file} holds no private key in PEM form") from None
-    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
-        raise ValueError(f"the private key in {key_file} is neither RSA, EC nor Ed25519")
-    # A file that holds the whole chain, as certbot's fullchain.pem does, is used whole.
-    chain = _certificates(named.get("certKey", key_file))
+    files = [named.get("certKey", key_file)]
     if "extraCertChain" in named:
-        chain += _certificates(named["extraCertChain"])
-    context = SSL.Context(SSL.TLS_SERVER_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.set_cipher_list(_CIPHERS)
-    # Tickets and cached sessions would outlive the forward secrecy that ECDHE gives.
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_options(
-        SSL.OP_NO_TICKET
-        | SSL.OP_NO_COMPRESSION
-        | SSL.OP_NO_RENEGOTIATION
-        | SSL.OP_CIPHER_SERVER_PREFERENCE
-    )
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 KB less for each idle connection
-    try:
-        context.use_certificate(chain[0])
-        context.use_privatekey(key)  # looks whether it is the certificate's
-    except SSL.Error:
-        raise ValueError(f"the certificate does not belong to the key in {key_file}") from None
-    for certificate in chain[1:]:
-        context.add_extra_chain_cert(certificate)
-    if "clientCA" in named:
-        _certificates(named["clientCA"])  # for the better error
-        context.load_verify_locations(named["clientCA"])
-        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
-    return context
-
-
-def _certificates(path: str) -> list[x509.Certificate]:
-    data = _read(path)
-    try:
-        return x509.load_pem_x509_certificates(data)
-    except ValueError:
-        raise ValueError(f"{path} holds no certificate in PEM form") from None
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        files.append(named["extraCertChain"])
+    return endpoint, server_context(read_pair(key_file, files), named.get("clientCA", ""))
 
 
 def _from_twisted(reactor: Any, description: str) -> IStreamServerEndpoint:
