@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from sockgw.edge import Edge
 from sockgw.endpoints import listen_error, server_endpoint
 from sockgw.logs import install
 from sockgw.monotonic import make_monotonic
@@ -44,6 +45,8 @@ class Daemon(MultiService):
         make_monotonic(reactor)  # before anything is scheduled
         self.command = name
         self.reactor = reactor
+        #: What this process's listeners share; subclasses may have their own.
+        self.edge = Edge(reactor.seconds)
         self._twistd = twistd
         self._log_format = log_format
         self._notifier = Notifier(os.environ, reactor)
@@ -103,7 +106,7 @@ class Daemon(MultiService):
         for description in descriptions:
             try:
                 listening: Deferred[IListeningPort] = server_endpoint(
-                    self.reactor, description, reuse_port=reuse_port
+                    self.reactor, description, reuse_port=reuse_port, edge=self.edge
                 ).listen(factory)
             except (ValueError, OSError) as error:
                 raise self._exit(listen_error(description, error, option)) from None

@@ -2,10 +2,10 @@
 
 A bare number listens on all addresses, IPv6 and IPv4. ``tls:`` and ``ssl:`` are the same here and
 stand in for Twisted's: TLS 1.2 or newer with AEAD suites only, and ``clientCA=FILE`` to ask for
-client certificates. ``haproxy:`` may stand before a number, ``tcp:`` or ``tls:``; the PROXY header
-then comes before the TLS handshake, as HAProxy's ``send-proxy`` sends it. Whatever else there is
-(``tcp6:``, ``unix:``, ``systemd:``, plugins) is Twisted's own, and so is ``tcp:`` unless its port
-is to be shared with a successor.
+client certificates. ``haproxy:`` may stand before any other; the PROXY header then comes before
+the TLS handshake, as HAProxy's ``send-proxy`` sends it. Whatever else there is (``tcp6:``,
+``unix:``, ``systemd:``, plugins) is Twisted's own, and so is ``tcp:`` unless its port is to be
+shared with a successor.
 
 ::
 
@@ -20,6 +20,7 @@ import errno
 import os
 import re
 import socket
+import time
 from ipaddress import ip_address
 from typing import Any
 
@@ -35,11 +36,12 @@ from twisted.internet.interfaces import (
     IStreamServerEndpointStringParser,
 )
 from twisted.plugin import getPlugins
-from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from sockgw.certificates import read_pair
+from sockgw.edge import Edge
+from sockgw.proxied import ProxiedEndpoint
 from sockgw.tlsserver import TLSEndpoint, server_context
 
 __all__ = [
@@ -62,19 +64,22 @@ _TLS_KEYS = frozenset(
 
 
 def server_endpoint(
-    reactor: Any, description: str, *, reuse_port: bool = False
+    reactor: Any, description: str, *, reuse_port: bool = False, edge: Edge | None = None
 ) -> IStreamServerEndpoint:
     """Return the endpoint that ``description`` names; nothing listens yet.
 
     With ``reuse_port`` numbers, ``tcp:`` and ``tls:``, also behind ``haproxy:``, can be listened on
     by several processes of one user at a time (SO_REUSEPORT); the others are as without. Reads the
-    files that a TLS endpoint names. Raises ValueError with a sentence for an operator.
+    files that a TLS endpoint names. ``edge`` is what the listeners of a process share; without one
+    PROXY headers are believed from this machine. Raises ValueError with a sentence for an operator.
     """
+    if edge is None:
+        edge = Edge(time.monotonic)
     if description.isdecimal():
         return _TCP(reactor, _port(description), reuse_port=reuse_port)
     kind, _, rest = description.partition(":")
     if kind == "haproxy":
-        return _behind_proxy(reactor, rest, reuse_port)
+        return _behind_proxy(reactor, rest, reuse_port, edge)
     if kind in ("tls", "ssl"):
         endpoint, context = _tls_parts(reactor, description, reuse_port)
         return TLSEndpoint(reactor, endpoint, context)
@@ -222,12 +227,15 @@ def _refuse_second_proxy(description: str) -> None:
         raise ValueError("'haproxy:' stands twice")
 
 
-def _behind_proxy(reactor: Any, description: str, reuse_port: bool) -> IStreamServerEndpoint:
+def _behind_proxy(
+    reactor: Any, description: str, reuse_port: bool, edge: Edge
+) -> IStreamServerEndpoint:
     _refuse_second_proxy(description)
     if description.partition(":")[0] in ("tls", "ssl"):
         endpoint, context = _tls_parts(reactor, description, reuse_port)
-        return TLSEndpoint(reactor, proxyEndpoint(endpoint), context)
-    return proxyEndpoint(server_endpoint(reactor, description, reuse_port=reuse_port))
+        return TLSEndpoint(reactor, ProxiedEndpoint(reactor, endpoint, edge), context)
+    endpoint = server_endpoint(reactor, description, reuse_port=reuse_port, edge=edge)
+    return ProxiedEndpoint(reactor, endpoint, edge)
 
 
 def _shared_tcp(reactor: Any, description: str) -> IStreamServerEndpoint:

@@ -115,7 +115,12 @@ def test_commented_settings_with_a_default_show_it(etc, role):
         default = settings[name].default
         if default:
             compared += 1
-            assert getattr(config, name.replace("-", "_")) == settings[name].parse(default), name
+            expected = (
+                tuple(map(settings[name].parse, default))
+                if settings[name].repeatable
+                else settings[name].parse(default)
+            )
+            assert getattr(config, name.replace("-", "_")) == expected, name
     assert compared > 10
 
 

@@ -386,7 +386,7 @@ def test_what_fails_only_later_is_told(monkeypatch, reactor):
         def listen(self, factory):
             return later
 
-    monkeypatch.setattr("sockgw.daemon.server_endpoint", lambda *what, reuse_port: Endpoint())
+    monkeypatch.setattr("sockgw.daemon.server_endpoint", lambda *what, **how: Endpoint())
     seen = []
     globalLogPublisher.addObserver(seen.append)
     opened = []

@@ -189,6 +189,15 @@ class OuterConfig(TunnelConfig):
         repeatable=True,
         commas=True,
     )
+    trust_proxy_protocol: tuple[str, ...] = setting(
+        "Load balancers whose PROXY headers are believed, on haproxy: endpoints: as --trust-proxy. "
+        "Connections from elsewhere are closed. Unix sockets are trusted.",
+        _trusted,
+        metavar="NAME|ADDRESS|CIDR",
+        default=("loopback",),
+        repeatable=True,
+        commas=True,
+    )
     remove_csps: bool = setting(
         "Remove Content-Security-Policy headers from answers.", yes_no, default="no", flag=True
     )

@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
+from sockgw.edge import Edge
 from sockgw.protocol.handshake import Refused
 
 __all__ = ["Metrics", "TunnelCount"]
@@ -77,6 +78,12 @@ _EVENTS = {
     "datagrams_dropped": "Datagrams of UDP clients for which there was no room.",
 }
 
+# What listeners have counted, by the names of the family and of Edge's attribute.
+_EDGE = {
+    "proxy_headers_refused": ("headers_refused", "Connections closed for their PROXY header."),
+    "tls_failures": ("handshakes_failed", "Connections that ended within the TLS handshake."),
+}
+
 
 def _nothing() -> int:
     return 0
@@ -100,6 +107,8 @@ class Metrics:
         self.gauge_held: Callable[[], int] = _nothing
         self.gauge_tunnels: Callable[[], Mapping[str, int]] = dict
         self.gauge_suspended: Callable[[], Mapping[str, int]] = dict
+        #: What the listeners share, and count.
+        self.edge = Edge(lambda: 0.0)
         #: What the tunnels that stand have counted so far.
         self.live_tunnels: Callable[[], Iterable[TunnelCount]] = tuple
         #: The families below, and those of the process, the interpreter and its memory.
@@ -205,6 +214,9 @@ class Metrics:
             yield tunnels
         for event, meaning in _EVENTS.items():
             yield CounterMetricFamily(f"sockgw_{event}", meaning, self._events[event])
+
+        for name, (attribute, meaning) in _EDGE.items():
+            yield CounterMetricFamily(f"sockgw_{name}", meaning, getattr(self.edge, attribute))
 
         bytes_in, bytes_out, stalls, resent = reduce(_sum, self.live_tunnels(), self._ended)
         yield CounterMetricFamily(

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from sockgw.config import ConfigError
 from sockgw.daemon import Daemon
 from sockgw.deadlines import Deadlines
+from sockgw.edge import Edge
 from sockgw.endpoints import describe
 from sockgw.http.forwarded import Forwarding
 from sockgw.http.networks import Networks
@@ -74,9 +75,18 @@ class OuterService(Daemon):
         """Raises ConfigError where a file that the configuration names is wrong."""
         super().__init__("sockgw-outer", reactor, twistd, config.log_format)
         self._config = config
+        self._waiting: Crowd[Any] = Crowd()  # for their PROXY headers
+        self.edge = Edge(
+            reactor.seconds,
+            trusts=Networks.parse(config.trust_proxy_protocol).contains,
+            patience=config.head_timeout,
+            max_waiting=config.max_connections,
+            waiting=self._waiting,
+        )
         self._deadlines = Deadlines(reactor, _tick(config))
         self._registry = Registry(config.max_tunnels, config.max_tunnels_per_key, reactor.seconds)
         self._metrics = Metrics()
+        self._metrics.edge = self.edge
         self._access_log = AccessLog(config.access_log, config.log_format, reactor)
         self._gateway = Gateway(
             config,
@@ -216,6 +226,8 @@ class OuterService(Daemon):
         await self._target_ports.close()
         # Only now: whoever dials again must not find this one's listener once more.
         admission.leave()
+        # Who is known by its balancer alone is no client yet; a header is there at once or never.
+        await self._within(min(timeout, _GRACE), self._waiting.emptied())
         if await self._within(max(over - self.reactor.seconds(), 0), gateway.emptied()):
             self._log.info("drained")
         else:
