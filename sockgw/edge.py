@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from sockgw.certificatestore import CertificateStore, Settings
 from sockgw.seldom import Seldom
 
 __all__ = ["PATIENCE", "Edge"]
@@ -56,5 +57,19 @@ class Edge:
         self.headers_refused = 0
         #: TLS connections that ended within their handshake, by a fault or too late.
         self.handshakes_failed = 0
+        #: The certificates of TLS listeners.
+        self.stores: dict[Settings, CertificateStore] = {}
         self.say_header = Seldom(seconds)
         self.say_handshake = Seldom(seconds)
+
+    def check(self) -> None:
+        """Look now whether certificates have changed."""
+        for store in self.stores.values():
+            store.check()
+
+    def expiries(self) -> dict[str, float]:
+        """Return when the certificates end, in seconds since 1970, by file."""
+        ends: dict[str, float] = {}
+        for store in self.stores.values():
+            ends.update(store.expiries())
+        return ends

@@ -11,6 +11,7 @@ shared with a successor.
 
     3000   tcp:3000:interface=127.0.0.1   unix:/run/sockgw/app.sock   systemd:domain=INET6:name=app
     tls:443:privateKey=server.key:certKey=server.crt:clientCA=ca.crt   haproxy:tcp:3000
+    tls:443:certificates=/etc/letsencrypt/live:default=www.example.org:unknown=refuse
 """
 
 # Twisted leaves much of this without types:
@@ -24,7 +25,6 @@ import time
 from ipaddress import ip_address
 from typing import Any
 
-from OpenSSL import SSL
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.endpoints import serverFromString
@@ -39,7 +39,7 @@ from twisted.plugin import getPlugins
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-from sockgw.certificates import read_pair
+from sockgw.certificatestore import CertificateStore, Settings
 from sockgw.edge import Edge
 from sockgw.proxied import ProxiedEndpoint
 from sockgw.tlsserver import TLSEndpoint, server_context
@@ -58,9 +58,11 @@ EXPECTED = "a port number from 0 to 65535, or an endpoint such as tcp:3000:inter
 
 _BACKLOG = 1024  # connections waiting to be accepted; Twisted's 50 is short for a gateway's bursts
 
-_TLS_KEYS = frozenset(
-    ("port", "interface", "backlog", "privateKey", "certKey", "extraCertChain", "clientCA")
-)
+_DIRECTORY_KEYS = frozenset(("default", "unknown"))
+_TLS_KEYS = _DIRECTORY_KEYS | {
+    *("port", "interface", "backlog", "clientCA"),
+    *("privateKey", "certKey", "extraCertChain", "certificates"),
+}
 
 
 def server_endpoint(
@@ -81,8 +83,8 @@ def server_endpoint(
     if kind == "haproxy":
         return _behind_proxy(reactor, rest, reuse_port, edge)
     if kind in ("tls", "ssl"):
-        endpoint, context = _tls_parts(reactor, description, reuse_port)
-        return TLSEndpoint(reactor, endpoint, context)
+        endpoint, store = _tls_parts(reactor, description, reuse_port, edge)
+        return TLSEndpoint(reactor, endpoint, store, edge)
     _check(description)
     if kind == "tcp" and reuse_port:
         _from_twisted(reactor, description)  # for its errors
@@ -232,8 +234,8 @@ def _behind_proxy(
 ) -> IStreamServerEndpoint:
     _refuse_second_proxy(description)
     if description.partition(":")[0] in ("tls", "ssl"):
-        endpoint, context = _tls_parts(reactor, description, reuse_port)
-        return TLSEndpoint(reactor, ProxiedEndpoint(reactor, endpoint, edge), context)
+        endpoint, store = _tls_parts(reactor, description, reuse_port, edge)
+        return TLSEndpoint(reactor, ProxiedEndpoint(reactor, endpoint, edge), store, edge)
     endpoint = server_endpoint(reactor, description, reuse_port=reuse_port, edge=edge)
     return ProxiedEndpoint(reactor, endpoint, edge)
 
@@ -253,28 +255,52 @@ def _shared_tcp(reactor: Any, description: str) -> IStreamServerEndpoint:
 
 
 def _tls_parts(
-    reactor: Any, description: str, reuse_port: bool
-) -> tuple[IStreamServerEndpoint, SSL.Context]:
-    """Return the TCP endpoint and the TLS settings of ``tls:…``."""
+    reactor: Any, description: str, reuse_port: bool, edge: Edge
+) -> tuple[IStreamServerEndpoint, CertificateStore]:
+    """Return the TCP endpoint and the certificates of ``tls:…``."""
     kind, positional, named = _split(description)
     if len(positional) > 1 or (positional and "port" in named):
         raise ValueError(f"'{kind}:' takes one port")
     unknown = sorted(set(named) - _TLS_KEYS)
     if unknown:
         raise ValueError(f"'{kind}:' has no '{unknown[0]}', only {', '.join(sorted(_TLS_KEYS))}")
-    if "privateKey" not in named:
-        raise ValueError(f"'{kind}:' needs privateKey=FILE")
+    settings = _certificate_settings(kind, named)
     number = _port(positional[0] if positional else named.get("port", "443"))
     backlog = named.get("backlog", str(_BACKLOG))
     if not backlog.isdecimal():
         raise ValueError(f"backlog '{backlog}' is not a whole number")
     interface = named.get("interface", "")
     endpoint = _TCP(reactor, number, interface, int(backlog), reuse_port=reuse_port)
-    key_file = named["privateKey"]
-    files = [named.get("certKey", key_file)]
-    if "extraCertChain" in named:
-        files.append(named["extraCertChain"])
-    return endpoint, server_context(read_pair(key_file, files), named.get("clientCA", ""))
+    store = edge.stores.get(settings)
+    if store is None:
+        store = edge.stores[settings] = CertificateStore(reactor, settings, server_context)
+    return endpoint, store
+
+
+def _certificate_settings(kind: str, named: dict[str, str]) -> Settings:
+    client_ca = named.get("clientCA", "")
+    if "certificates" not in named:
+        if "privateKey" not in named:
+            raise ValueError(f"'{kind}:' needs privateKey=FILE or certificates=DIRECTORY")
+        for key in _DIRECTORY_KEYS & set(named):
+            raise ValueError(f"'{key}' belongs to certificates=DIRECTORY")
+        files = [named.get("certKey", named["privateKey"])]
+        if "extraCertChain" in named:
+            files.append(named["extraCertChain"])
+        return Settings(named["privateKey"], tuple(files), client_ca=client_ca)
+    for key in sorted({"privateKey", "certKey", "extraCertChain"} & set(named)):
+        raise ValueError(f"'{key}' does not go with certificates=DIRECTORY")
+    unknown, default = named.get("unknown", "default"), named.get("default", "")
+    if unknown not in ("default", "refuse"):
+        raise ValueError(f"unknown is default or refuse, not '{unknown}'")
+    if default and unknown == "refuse":
+        raise ValueError("'default' does not go with unknown=refuse")
+    return Settings(
+        directory=named["certificates"],
+        default=default,
+        strict=unknown == "refuse",
+        client_ca=client_ca,
+    )
 
 
 def _from_twisted(reactor: Any, description: str) -> IStreamServerEndpoint:

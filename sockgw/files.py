@@ -62,7 +62,8 @@ class Watched:
 
     The state at construction is the first one: construct, then read the files, so that a change in
     between is seen. However many paths changed, one look makes one call. An exception from
-    ``changed`` is logged, and watching goes on.
+    ``changed`` is logged, and watching goes on. ``look`` may see more in a path than
+    :func:`signature` does.
     """
 
     def __init__(
@@ -71,16 +72,18 @@ class Watched:
         paths: Iterable[str],
         changed: Callable[[], object],
         interval: float = POLL_INTERVAL,
+        look: Callable[[str], Signature] = signature,
     ) -> None:
         self.paths = tuple(paths)
         self._changed = changed
         self._interval = interval
+        self._signature = look
         self._seen = self._look()
         self._loop = LoopingCall(self.check)
         self._loop.clock = clock
 
     def _look(self) -> list[Signature]:
-        return [signature(path) for path in self.paths]
+        return [self._signature(path) for path in self.paths]
 
     def start(self) -> None:
         """Look every ``interval`` seconds from now on."""

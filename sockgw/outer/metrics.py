@@ -218,6 +218,15 @@ class Metrics:
         for name, (attribute, meaning) in _EDGE.items():
             yield CounterMetricFamily(f"sockgw_{name}", meaning, getattr(self.edge, attribute))
 
+        expiries = GaugeMetricFamily(
+            "sockgw_certificate_expiry_timestamp_seconds",
+            "When a certificate ends, in seconds since 1970.",
+            labels=["file"],
+        )
+        for file, moment in self.edge.expiries().items():
+            expiries.add_metric([file], moment)
+        yield expiries
+
         bytes_in, bytes_out, stalls, resent = reduce(_sum, self.live_tunnels(), self._ended)
         yield CounterMetricFamily(
             "sockgw_credit_stalls", "Times that a stream had data and no credit.", stalls

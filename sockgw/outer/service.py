@@ -248,6 +248,7 @@ class OuterService(Daemon):
     def reload(self) -> None:
         self._targets.check()
         self._keyring.check()
+        self.edge.check()
         self._access_log.reopen()
 
     def _use(self, targets: Targets) -> None:
