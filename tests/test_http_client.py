@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import LogEvent, globalLogPublisher
 
 from sockgw.http.client import OriginError
-from sockgw.http.originexchange import MAX_HELD
+from sockgw.http.outgoing import MAX_HELD
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers
 

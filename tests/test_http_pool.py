@@ -21,7 +21,7 @@ from twisted.trial.unittest import TestCase
 
 from sockgw.deadlines import Deadlines
 from sockgw.http.client import FRESH, Origin, OriginPool
-from sockgw.http.originexchange import MAX_HELD
+from sockgw.http.outgoing import MAX_HELD
 from sockgw.inner.tls import TLSEndpoint, client_context
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import RequestHead

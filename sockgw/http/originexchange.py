@@ -12,13 +12,13 @@ wrote together, so a head and the first bytes of its body leave in one piece.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 
-from sockgw.http.headers import HOP_BY_HOP, lower, serialize
+from sockgw.http.headers import serialize
+from sockgw.http.outgoing import MAX_HELD, body_length, only_trailers
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, RequestHead
 
@@ -27,34 +27,6 @@ if TYPE_CHECKING:
     from sockgw.http.originconnection import OriginConnection
 
 __all__ = ["OriginExchange"]
-
-# Bytes of a request held for sending again, and bytes held while dialling before the caller is
-# asked to pause. As much as a Twisted transport buffers before it pauses its producer.
-MAX_HELD = 65_536
-
-# RFC 9110, section 6.5.1: framing, routing, authentication, request modifiers, content format.
-_NO_TRAILERS = HOP_BY_HOP | frozenset(
-    (
-        b"authorization",
-        b"cache-control",
-        b"content-encoding",
-        b"content-length",
-        b"content-range",
-        b"content-type",
-        b"cookie",
-        b"expect",
-        b"forwarded",
-        b"host",
-        b"max-forwards",
-        b"range",
-    )
-)
-
-_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")  # RFC 9110, section 9.1: a token
-# RFC 9112, section 3.2: origin-form or the asterisk, of visible ASCII without a fragment. An
-# absolute target would have an origin that is a proxy, too, go on to places that nobody allowed.
-_TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*|\*")
-_LENGTH = re.compile(rb"[0-9]{1,18}")  # RFC 9110, section 8.6; below 2**63
 
 
 class OriginExchange:
@@ -139,8 +111,7 @@ class OriginExchange:
             self.fail(StreamCode.PROTOCOL_ERROR, "request body shorter than announced")
             return
         try:
-            fields = [field for field in trailers or () if lower(field[0]) not in _NO_TRAILERS]
-            end = serialize(b"0", fields)
+            end = serialize(b"0", only_trailers(trailers))
         except ValueError as error:
             self.fail(StreamCode.PROTOCOL_ERROR, str(error))
             return
@@ -176,19 +147,7 @@ class OriginExchange:
 
     def begin(self, head: RequestHead, complete: bool) -> bytes:
         """Decide the request's framing and return its head; raise ValueError for a bad one."""
-        if head.method == b"CONNECT" or not _METHOD.fullmatch(head.method):
-            raise ValueError("bad method")
-        if not _TARGET.fullmatch(head.target):
-            raise ValueError("bad target")
-        length = None
-        for name, value in head.headers:
-            key = name.lower()  # serialize() will check it
-            if key == b"transfer-encoding":
-                raise ValueError("Transfer-Encoding is not the caller's")
-            if key == b"content-length":
-                if length is not None or not _LENGTH.fullmatch(value):
-                    raise ValueError("bad Content-Length")
-                length = int(value)
+        length = body_length(head, complete or bool(head.upgrade))
         headers = head.headers
         options = [b"TE"] if any(name.lower() == b"te" for name, _ in headers) else []
         if head.upgrade:
@@ -197,8 +156,6 @@ class OriginExchange:
         if options:
             headers = [*headers, (b"Connection", b", ".join(options))]
         if complete or head.upgrade:
-            if length:
-                raise ValueError("Content-Length without a body")
             self.sent = True
         elif length is None:
             self._remaining = None
