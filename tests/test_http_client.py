@@ -783,7 +783,7 @@ def test_a_connection_that_is_closed_when_the_dial_is_done() -> None:
 
 def test_bytes_before_the_dial_is_done_cost_the_connection() -> None:
     bench = Bench()
-    protocol = bench.pool._factory.buildProtocol(None)
+    protocol = bench.pool.factory.buildProtocol(None)
     transport = Transport()
     protocol.makeConnection(transport)
     protocol.dataReceived(OK)

@@ -1,24 +1,36 @@
-"""The client side of HTTP/1.1: requests to origins, over connections that are reused.
+"""The client side of HTTP: requests to origins, over connections that are reused.
 
 ::
 
     OriginPool ──request()──▶ OriginExchange ◀──▶ OriginConnection ◀──▶ transport
-        └── IdleConnections ───────────────────────────┘
+        │ └── IdleConnections ─────────────────────────┘
+        │
+        └─ HTTP/2 ──▶ H2OriginExchange ◀──▶ H2OriginConnection ◀──▶ transport
+             └── H2Connections ───────────────────────┘
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IAddress, IProtocol, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from sockgw.deadlines import Deadlines
+from sockgw.deadlines import Deadlines, Expiring
+from sockgw.http.h2connections import H2Connections, H2Limits
+from sockgw.http.h2originexchange import H2OriginExchange
 from sockgw.http.methods import IDEMPOTENT
 from sockgw.http.originconnection import OriginConnection
+from sockgw.http.originerror import OriginError
 from sockgw.http.originexchange import OriginExchange
 from sockgw.http.pool import IdleConnections
 from sockgw.protocol.errors import StreamCode
@@ -45,15 +57,6 @@ class Origin:
     port: int
     socket: str = ""
     http2: bool = False  #: it is to be spoken to in HTTP/2
-
-
-class OriginError(Exception):
-    """The origin cannot be reached; raised by what dials it."""
-
-    def __init__(self, code: StreamCode, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
 
 
 class OriginHandler(Protocol):
@@ -87,6 +90,13 @@ class OriginHandler(Protocol):
         """Whether nothing can come from the handler now: the origin is not to blame for silence."""
 
 
+class Connection(Expiring, Protocol):
+    """A connection to an origin, as the pool sees it."""
+
+    def shut_down(self) -> None:
+        """End at once, failing all exchanges."""
+
+
 class OriginPool:
     """Connections to all origins of an inner layer.
 
@@ -98,6 +108,7 @@ class OriginPool:
     :param max_idle_total: unused connections kept in all
     :param max_header_size: bytes of a response's head, and of its trailers
     :param max_header_count: fields in a response's head, and in its trailers
+    :param http2: bounds for origins that are spoken to in HTTP/2
     """
 
     _log = Logger()
@@ -114,38 +125,51 @@ class OriginPool:
         max_idle_total: int = 1024,
         max_header_size: int = 65_536,
         max_header_count: int = 200,
+        http2: H2Limits | None = None,
     ) -> None:
         self._clock = clock
         self._dial = dial
-        self._factory = _Factory(self)
         self._dialling: set[OriginExchange] = set()
-        self._open: set[OriginConnection] = set()
+        self._open: set[Connection] = set()
         self._closed: Deferred[None] | None = None
         # For the connections:
+        self.factory = _Factory(self)
+        self.seconds = clock.seconds
         self.deadlines = deadlines
         self.idle = IdleConnections(clock, max_idle, max_idle_total)
         self.idle_timeout = idle_timeout
         self.keep_alive = keep_alive
         self.max_header_size = max_header_size
         self.max_header_count = max_header_count
+        self._h2 = H2Connections(self, http2 or H2Limits())
 
     def request(
         self, origin: Origin, head: RequestHead, *, complete: bool, handler: OriginHandler
-    ) -> OriginExchange:
+    ) -> OriginExchange | H2OriginExchange:
         """Send a request, now as far as a connection is there, and return its exchange.
 
-        :param head: without hop-by-hop fields and with Host. A body is framed by its
-            Content-Length, else chunked. What is not fit to be sent fails with PROTOCOL_ERROR.
+        :param head: without hop-by-hop fields and with Host. In HTTP/1.1 a body is framed by its
+            Content-Length, else chunked. What is not fit to be sent fails with PROTOCOL_ERROR. One
+            that asks for an upgrade goes over HTTP/1.1, whatever the origin speaks besides.
         :param complete: no body follows
         """
+        if origin.http2:
+            if not head.upgrade and not self._h2.speaks_http1(origin):
+                return self._h2.request(origin, head, complete, handler)
+            origin = replace(origin, http2=False)
+        return self._request(origin, head, complete, handler)
+
+    def _request(
+        self, origin: Origin, head: RequestHead, complete: bool, handler: OriginHandler
+    ) -> OriginExchange:
         exchange = OriginExchange(self, origin, handler)
         if self._closed is not None:
-            self._fail_later(exchange, StreamCode.REFUSED, "shutting down")
+            self.fail_later(exchange, StreamCode.REFUSED, "shutting down")
             return exchange
         try:
             start = exchange.begin(head, complete)
         except ValueError as error:
-            self._fail_later(exchange, StreamCode.PROTOCOL_ERROR, str(error))
+            self.fail_later(exchange, StreamCode.PROTOCOL_ERROR, str(error))
             return exchange
         again = head.method in IDEMPOTENT
         connection = self.idle.take(origin, None if again else FRESH)
@@ -165,36 +189,50 @@ class OriginPool:
             self._closed = Deferred()
             for exchange in list(self._dialling):
                 exchange.fail(StreamCode.CANCELLED, "shutting down")
+            self._h2.close()
             for connection in list(self._open):
                 connection.shut_down()
-            self._check_closed()
+            self.check_closed()
         return self._closed
 
     # for exchanges and connections
 
+    @property
+    def closing(self) -> bool:
+        """Whether new requests are refused."""
+        return self._closed is not None
+
+    def request_http1(
+        self, origin: Origin, head: RequestHead, complete: bool, handler: OriginHandler
+    ) -> OriginExchange:
+        """As :meth:`request`, over HTTP/1.1."""
+        return self._request(replace(origin, http2=False), head, complete, handler)
+
+    def connect(self, origin: Origin, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Dial the origin for what the factory builds."""
+        return self._dial(origin).connect(factory)
+
     def dial(self, exchange: OriginExchange) -> None:
         """Get a new connection for the exchange."""
         self._dialling.add(exchange)
-        exchange.dialling = dialling = maybeDeferred(self._connect, exchange.origin)
+        exchange.dialling = dialling = maybeDeferred(self.connect, exchange.origin, self.factory)
         dialling.addCallbacks(
             self._connected, self._not_connected, callbackArgs=(exchange,), errbackArgs=(exchange,)
         )
         dialling.addErrback(self._log_error)
 
-    def opened(self, connection: OriginConnection) -> None:
+    def opened(self, connection: Connection) -> None:
         """A connection has been made."""
         self._open.add(connection)
         self.deadlines.watch(connection)
 
-    def lost(self, connection: OriginConnection) -> None:
+    def lost(self, connection: Connection) -> None:
         """A connection has ended."""
         self._open.discard(connection)
         self.deadlines.discard(connection)
-        self.idle.discard(connection)
-        self._check_closed()
-
-    def _connect(self, origin: Origin) -> Deferred[IProtocol]:
-        return self._dial(origin).connect(self._factory)
+        if isinstance(connection, OriginConnection):
+            self.idle.discard(connection)
+        self.check_closed()
 
     def _connected(self, protocol: IProtocol, exchange: OriginExchange) -> None:
         connection = cast(OriginConnection, protocol)
@@ -203,11 +241,11 @@ class OriginPool:
         if dialling is None:
             connection.drop()  # aborted meanwhile, and the dialler would not be cancelled
         elif connection.closed:
-            self._fail_later(exchange, StreamCode.ORIGIN_CLOSED, "closed before the request")
+            self.fail_later(exchange, StreamCode.ORIGIN_CLOSED, "closed before the request")
         else:
             connection.origin = exchange.origin
             exchange.connected(connection)
-        self._check_closed()
+        self.check_closed()
 
     def _not_connected(self, failure: Failure, exchange: OriginExchange) -> None:
         self._dialling.discard(exchange)
@@ -216,23 +254,27 @@ class OriginPool:
         if dialling is None:
             pass  # aborted, so cancelled
         elif isinstance(error, OriginError):
-            self._fail_later(exchange, error.code, error.detail)
+            self.fail_later(exchange, error.code, error.detail)
         else:
             self._log.failure("Dialling {origin} failed", failure, origin=exchange.origin)
-            self._fail_later(exchange, StreamCode.INTERNAL_ERROR, "dialling failed")
-        self._check_closed()
+            self.fail_later(exchange, StreamCode.INTERNAL_ERROR, "dialling failed")
+        self.check_closed()
 
     def _log_error(self, failure: Failure) -> None:
         self._log.failure("A new connection was not taken", failure)
 
-    def _fail_later(self, exchange: OriginExchange, code: StreamCode, detail: str) -> None:
+    def fail_later(
+        self, exchange: OriginExchange | H2OriginExchange, code: StreamCode, detail: str
+    ) -> None:
         """Fail the exchange in the next turn: request() may not have returned yet."""
         self._clock.callLater(0, exchange.fail, code, detail)
 
-    def _check_closed(self) -> None:
+    def check_closed(self) -> None:
+        """Notice the end, if it is one."""
         closed = self._closed
-        if closed is not None and not closed.called and not self._open and not self._dialling:
-            closed.callback(None)
+        if closed is None or closed.called or self._open or self._dialling or self._h2.dialling:
+            return
+        closed.callback(None)
 
 
 class _Factory(Factory):

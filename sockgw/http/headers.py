@@ -10,6 +10,7 @@ from sockgw.protocol.heads import Headers
 
 __all__ = [
     "HOP_BY_HOP",
+    "check_text",
     "connection_options",
     "end_to_end",
     "get",
@@ -118,6 +119,12 @@ def upgrades_to(given: bytes, asked: bytes) -> bool:
     wanted = {protocol.strip(b" \t").lower() for protocol in asked.split(b",")} - {b""}
     got = {protocol.strip(b" \t").lower() for protocol in given.split(b",")} - {b""}
     return bool(got) and got <= wanted
+
+
+def check_text(headers: Headers) -> None:
+    """Raise ValueError where a control character stands in a value (RFC 9110, section 5.5)."""
+    if b"".join([value for _, value in headers]).translate(None, _TEXT):
+        raise ValueError("control character in a header value")
 
 
 def serialize(start_line: bytes, headers: Headers) -> bytes:

@@ -143,6 +143,21 @@ class InnerConfig(TunnelConfig):
         metavar="NUMBER",
         default="64",
     )
+    max_origin_streams: int = setting(
+        "Most exchanges at a time on one HTTP/2 connection to a target that takes as many.",
+        count,
+        metavar="NUMBER",
+        default="256",
+    )
+    max_origin_connections: int = setting(
+        "Most HTTP/2 connections to one target.", count, metavar="NUMBER", default="16"
+    )
+    max_origin_waiting: int = setting(
+        "Most exchanges that wait for room on the HTTP/2 connections to one target.",
+        count,
+        metavar="NUMBER",
+        default="1024",
+    )
     max_header_size: int = setting(
         "Largest head of an answer.", count, metavar="BYTES", default="65536"
     )

@@ -34,7 +34,9 @@ class OriginSide(Protocol):
     It calls an :class:`sockgw.http.client.OriginHandler`.
     """
 
-    congested: bool  #: the origin takes no more: stop writing until ``request_drained``
+    @property
+    def congested(self) -> bool:
+        """The origin takes no more: stop writing until ``request_drained``."""
 
     def write(self, data: bytes) -> None:
         """Send bytes to the origin."""

@@ -38,6 +38,10 @@ class Preamble(Protocol):
         """Return what builds the connection's outermost protocol. To be overridden."""
         return factory
 
+    def choose(self, factory: IProtocolFactory) -> IProtocolFactory:
+        """Return what builds the protocol, now that the preamble is over. To be overridden."""
+        return factory
+
     def give_way(self, protocol: IProtocol) -> None:
         """From now on ``protocol`` has what arrives. To be overridden."""
         raise NotImplementedError
@@ -46,7 +50,7 @@ class Preamble(Protocol):
         """Let the protocol begin, then fire. Does nothing once cancelled."""
         if self._done.called:
             return
-        protocol = self._factory.buildProtocol(self._address)
+        protocol = self.choose(self._factory).buildProtocol(self._address)
         if protocol is None:
             self.transport.abortConnection()
             self.fail(NoProtocol())

@@ -14,6 +14,7 @@ from sockgw.config import ConfigError
 from sockgw.daemon import Daemon
 from sockgw.deadlines import Deadlines
 from sockgw.http.client import Origin, OriginPool
+from sockgw.http.h2connections import H2Limits
 from sockgw.inner.allow import AllowList
 from sockgw.inner.config import InnerConfig
 from sockgw.inner.connector import Connector
@@ -79,6 +80,12 @@ class InnerService(Daemon):
             idle_timeout=config.idle_timeout,
             keep_alive=config.origin_keep_alive,
             max_idle=config.max_idle_connections,
+            http2=H2Limits(
+                max_streams=config.max_origin_streams,
+                max_connections=config.max_origin_connections,
+                max_waiting=config.max_origin_waiting,
+                wait=config.connect_timeout,
+            ),
         )
         self._raw_tcp = RawTCP(reactor, dialler.endpoint, self._deadlines, config.idle_timeout)
         self._raw_udp = RawUDP(

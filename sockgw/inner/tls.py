@@ -31,6 +31,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sockgw.http.negotiated import NegotiatedFactory
 from sockgw.inner.preamble import Preamble
 
 __all__ = ["TLSEndpoint", "TLSError", "client_context"]
@@ -116,12 +117,14 @@ class TLSEndpoint:
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """Fires with the connected protocol after the handshake, not before.
 
-        Its transport is Twisted's TLS transport. Fails with TLSError, or as the other endpoint.
+        Its transport is Twisted's TLS transport. A NegotiatedFactory says what is offered by ALPN,
+        and is told what the server has chosen. Fails with TLSError, or as the other endpoint.
         """
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        server = _Server(self._hostname, self._context)
+        offers = factory.offers if isinstance(factory, NegotiatedFactory) else ()
+        server = _Server(self._hostname, self._context, offers)
         return await _Handshake(factory, server, self._clock).over(self._endpoint)
 
 
@@ -129,13 +132,16 @@ class TLSEndpoint:
 class _Server:
     """The server one connection is meant for; remembers what was wrong with its certificate."""
 
-    def __init__(self, hostname: str, context: SSL.Context) -> None:
+    def __init__(self, hostname: str, context: SSL.Context, offers: Sequence[bytes]) -> None:
         self._context = context
         self._hostname = hostname
+        self._offers = offers
         self.problem: str | None = None
 
     def clientConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
         connection = SSL.Connection(self._context, None)
+        if self._offers:
+            connection.set_alpn_protos(list(self._offers))
         mode = self._context.get_verify_mode()
         try:
             ip_address(self._hostname)
@@ -181,6 +187,11 @@ class _Handshake(Preamble):
 
     def handshakeCompleted(self) -> None:
         self.hand_over()
+
+    def choose(self, factory: IProtocolFactory) -> IProtocolFactory:
+        if isinstance(factory, NegotiatedFactory):
+            return factory.negotiated(self.transport.negotiatedProtocol)
+        return factory
 
     def give_way(self, protocol: IProtocol) -> None:
         # As if the protocol had been there from the beginning: no layer of ours is left.
