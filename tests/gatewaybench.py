@@ -13,8 +13,9 @@ from twisted.internet.task import Clock
 from sockgw.config import load
 from sockgw.deadlines import Deadlines
 from sockgw.http.forwarded import Forwarding
+from sockgw.http.front import ClientFactory
 from sockgw.http.networks import Networks
-from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.http.patience import ServerLimits
 from sockgw.outer.config import OuterConfig
 from sockgw.outer.gateway import Gateway
 from sockgw.outer.metrics import Metrics

@@ -12,7 +12,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sockgw.deadlines import Deadlines
-from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.http.front import ClientFactory
+from sockgw.http.patience import ServerLimits
 from sockgw.protocol.heads import ResponseHead
 
 LIMITS = {

@@ -11,7 +11,8 @@ from twisted.internet.task import Clock
 from sockgw.deadlines import Deadlines
 from sockgw.demo import origin
 from sockgw.demo.origin import Origin, blocks
-from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.http.front import ClientFactory
+from sockgw.http.patience import ServerLimits
 
 BLOCK = 64 * 1024  # bytes
 

@@ -10,8 +10,9 @@ from twisted.internet.address import IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
 
 from sockgw.deadlines import Deadlines
-from sockgw.http.framing import check_host
-from sockgw.http.server import ClientFactory, HttpError, ServerLimits
+from sockgw.http.framing import HttpError, check_host
+from sockgw.http.front import ClientFactory
+from sockgw.http.patience import ServerLimits
 from sockgw.protocol.heads import ResponseHead
 
 # ---------------------------------------------------------------------- requests that are taken

@@ -7,7 +7,7 @@ from http_clients import Server, answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sockgw.http.server import Awaited
+from sockgw.http.patience import Awaited
 from sockgw.protocol.heads import ResponseHead
 
 METHODS = [b"GET", b"HEAD", b"POST", b"OPTIONS", b"CONNECT", b"BREW", b"PLAY", b""]

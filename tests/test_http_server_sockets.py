@@ -17,7 +17,8 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from sockgw.deadlines import Deadlines
-from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.http.front import ClientFactory
+from sockgw.http.patience import ServerLimits
 from sockgw.protocol.heads import ResponseHead
 
 POST = b"POST / HTTP/1.1"

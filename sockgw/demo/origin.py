@@ -26,7 +26,8 @@ from sockgw.deadlines import Deadlines
 from sockgw.endpoints import describe, listen_error, server_endpoint
 from sockgw.http.application import ClientExchange, Connection, RequestHandler
 from sockgw.http.framing import HttpError
-from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.http.front import ClientFactory
+from sockgw.http.patience import ServerLimits
 from sockgw.logs import observer
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 

@@ -42,9 +42,6 @@ class Connection(Protocol):
     def drain(self, grace: float) -> None:
         """Close after the requests that have come, and those of the next ``grace`` seconds."""
 
-    def drop(self) -> None:
-        """Cut the client off."""
-
 
 class ClientExchange(Protocol):
     """One request and its response.
@@ -123,6 +120,9 @@ class ClientExchange(Protocol):
 
     def abort(self) -> None:
         """Give up: what the client has got must look broken to it, never complete."""
+
+    def drop(self) -> None:
+        """Cut the client off, with all that it has not read yet; also after the end."""
 
 
 class RequestHandler(Protocol):

@@ -21,7 +21,7 @@ from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 if TYPE_CHECKING:
     from sockgw.http.server import ClientConnection
 
-__all__ = ["Exchange", "Framing"]
+__all__ = ["Exchange", "Framing", "http_date"]
 
 
 class Framing(enum.Enum):
@@ -56,7 +56,8 @@ _LARGE = 4096  # bytes; from here on copying costs more than two more entries in
 
 
 @lru_cache(maxsize=1)
-def _http_date(second: int) -> bytes:
+def http_date(second: int) -> bytes:
+    """Return a Date field's value, of seconds since 1970."""
     return formatdate(second, usegmt=True).encode("ascii")
 
 
@@ -251,7 +252,7 @@ class Exchange:
             framing = Framing.CHUNKED
             fields.append((b"Transfer-Encoding", b"chunked"))
         if not dated:
-            fields.append((b"Date", _http_date(int(connection.wall_clock()))))
+            fields.append((b"Date", http_date(int(connection.wall_clock()))))
         if not persistent:
             fields.append((b"Connection", b"close"))
         elif self.http_version == (1, 0):
@@ -329,6 +330,10 @@ class Exchange:
         if not self._over:
             self._connection.cut(self)
         self._connection.forget(self)
+
+    def drop(self) -> None:
+        """Cut the client off."""
+        self._connection.drop()
 
     def _switch(self, head: ResponseHead) -> None:
         """Send a 101 and go on with bytes. Raises ValueError where none was asked for."""

@@ -11,7 +11,15 @@ from functools import lru_cache
 from sockgw.http.headers import lower
 from sockgw.protocol.heads import Headers
 
-__all__ = ["CHUNKED", "HttpError", "check_host", "examine", "split_target", "wanted_upgrade"]
+__all__ = [
+    "CHUNKED",
+    "HttpError",
+    "check_host",
+    "check_method",
+    "examine",
+    "split_target",
+    "wanted_upgrade",
+]
 
 #: In the place of a Content-Length: the body is chunked.
 CHUNKED = -1
@@ -38,6 +46,8 @@ _REFUSED_METHODS = {
     **dict.fromkeys(_OTHER_PROTOCOLS.split(), (505, "this is not HTTP")),
 }
 
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")  # RFC 9110, section 9.1: a token
+
 _WATCHED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 
 # RFC 9110, section 7.2 and RFC 3986, section 3.2, as far as names in use need it: no user part, no
@@ -59,6 +69,14 @@ def check_host(value: bytes) -> bytes:
     if match is None or (match[1] and int(match[1]) > _MAX_PORT):
         raise HttpError(400, "invalid Host")
     return value
+
+
+def check_method(method: bytes) -> None:
+    """Raise HttpError for a method that is not for us, or is none. llhttp knows the second."""
+    if method in _REFUSED_METHODS:
+        raise HttpError(*_REFUSED_METHODS[method])
+    if not _METHOD.fullmatch(method):
+        raise HttpError(400, "invalid method")
 
 
 def examine(

@@ -17,6 +17,8 @@ class ServerLimits:
     keep_alive_timeout: float  #: between requests
     idle_timeout: float  #: while a body is awaited, and while the client does not read
     half_close_timeout: float  #: after the client's FIN: see ClientConnection.readConnectionLost
+    max_h2_streams: int = 100  #: requests at a time on one connection of HTTP/2
+    max_h2_resets: int = 1000  #: streams that end before their time, at once; see h2server
     linger_timeout: float = 2.0  #: for what a client still sends after its last answer
 
 

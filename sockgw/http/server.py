@@ -20,7 +20,6 @@ read and when to lose patience; see :class:`Awaited`.
 from __future__ import annotations
 
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -28,13 +27,12 @@ from typing import Any
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
-    IAddress,
     IHalfCloseableProtocol,
     IPushProducer,
     ISSLTransport,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -51,14 +49,14 @@ from sockgw.http.reader import RequestReader
 from sockgw.http.switched import Switched
 from sockgw.protocol.heads import RequestHead, ResponseHead
 
-__all__ = ["ClientConnection", "ClientFactory", "HttpError", "ServerLimits"]
+__all__ = ["ClientConnection"]
 
 _log = Logger()
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class ClientConnection(Protocol):
-    """A client's connection. Made by :class:`ClientFactory`."""
+    """A client's connection. Made by :class:`sockgw.http.front.ClientFactory`."""
 
     #: Whether the client speaks TLS with us.
     secure = False
@@ -66,6 +64,8 @@ class ClientConnection(Protocol):
     transport: Any  # a transport, consumer and producer, more or less of a socket
     write: Callable[[bytes], None]
     write_all: Callable[[Iterable[bytes]], None]
+
+    factory: Any
 
     def __init__(
         self,
@@ -262,6 +262,24 @@ class ClientConnection(Protocol):
         if self._admitted and self._farewell is None and self._awaited is Awaited.REQUEST:
             patience = self._deadlines.after(grace)
             self.deadline = patience if self.deadline is None else min(self.deadline, patience)
+
+    def hand_over(self) -> float | None:
+        """Before the first request: let go of the transport, which somebody else takes over.
+
+        Return the grace (seconds) with which this connection is draining, if it is.
+        """
+        self._deadlines.discard(self)
+        self.transport.unregisterProducer()
+        self._deaf = True
+        self._reader.close()
+        self._admitted = False
+        self._application.disconnected(self)
+        return self._grace
+
+    @property
+    def deaf(self) -> bool:
+        """Whatever comes is thrown away."""
+        return self._deaf
 
     @property
     def busy(self) -> bool:
@@ -623,32 +641,3 @@ class ClientConnection(Protocol):
             registered=self.switched is None or not self.switched.half_open,
         )
         return farewell
-
-
-class ClientFactory(Factory):
-    """Listens for clients: one :class:`ClientConnection` each."""
-
-    noisy = False
-
-    def __init__(
-        self,
-        application: Application,
-        deadlines: Deadlines,
-        limits: ServerLimits,
-        seconds: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
-        """``seconds`` is the application's clock for durations, such as the reactor's;
-        ``wall_clock`` gives the time of the Date header, in seconds since 1970."""
-        self._application = application
-        self._deadlines = deadlines
-        self._limits = limits
-        self._seconds = seconds
-        self._wall_clock = wall_clock
-
-    def buildProtocol(self, addr: IAddress | None) -> ClientConnection:
-        connection = ClientConnection(
-            self._application, self._deadlines, self._limits, self._seconds, self._wall_clock
-        )
-        connection.factory = self
-        return connection

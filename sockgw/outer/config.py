@@ -257,6 +257,16 @@ class OuterConfig(TunnelConfig):
         metavar="NUMBER",
         default="64",
     )
+    max_h2_streams: int = setting(
+        "Most requests at a time on one HTTP/2 connection.", count, metavar="NUMBER", default="100"
+    )
+    max_h2_resets: int = setting(
+        "How often an HTTP/2 connection may break requests off at once; a thirtieth of it comes "
+        "back each second.",
+        count,
+        metavar="NUMBER",
+        default="1000",
+    )
     max_held: int = setting(
         "Most requests that wait for an inner layer.", count, metavar="NUMBER", default="1000"
     )

@@ -235,7 +235,7 @@ class Relay:
         self._finish(reason)
         if answered and code is StreamCode.OVERLOADED:
             # What it has not read yet is the memory that is needed.
-            self.exchange.connection.drop()
+            self.exchange.drop()
         elif answered:
             self.exchange.abort()
 
@@ -367,7 +367,7 @@ class Relay:
     def reset(self, code: StreamCode, detail: str) -> None:
         if self._over:
             if code is StreamCode.OVERLOADED:
-                self.exchange.connection.drop()
+                self.exchange.drop()
             return
         # Of a handler that failed in between it could be the stream before.
         self.stream.reset(code)

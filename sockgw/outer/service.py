@@ -16,8 +16,9 @@ from sockgw.deadlines import Deadlines
 from sockgw.edge import Edge
 from sockgw.endpoints import describe
 from sockgw.http.forwarded import Forwarding
+from sockgw.http.front import ClientFactory
 from sockgw.http.networks import Networks
-from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.http.patience import ServerLimits
 from sockgw.keys import fingerprint_text
 from sockgw.listeners import close_listener
 from sockgw.options import RoleOptions
@@ -164,7 +165,13 @@ class OuterService(Daemon):
         self.listen(
             "app-port",
             config.app_port,
-            ClientFactory(self._gateway, self._deadlines, _limits(config), self.reactor.seconds),
+            ClientFactory(
+                self._gateway,
+                self._deadlines,
+                _limits(config),
+                self.reactor.seconds,
+                later=partial(self.reactor.callLater, 0),
+            ),
             self._opened,
             reuse_port=reuse,
         )
@@ -345,4 +352,6 @@ def _limits(config: OuterConfig) -> ServerLimits:
         keep_alive_timeout=config.keep_alive_timeout,
         idle_timeout=config.idle_timeout,
         half_close_timeout=config.half_close_timeout,
+        max_h2_streams=config.max_h2_streams,
+        max_h2_resets=config.max_h2_resets,
     )

@@ -1,0 +1,801 @@
+"""The server side of HTTP/2 (RFC 9113): a client's connection with many exchanges.
+
+The library h2 keeps the protocol's state; what it does not judge, or too late, is in
+:mod:`sockgw.http.h2frames` and :mod:`sockgw.http.h2request`.
+
+Windows. A stream's window is given back as its handler takes what came, so an upload that waits
+holds its client back, by itself. The connection's window is given back at once, unless so much is
+held for all streams together that the client could fill our memory; then it waits as well. What is
+sent waits in each exchange until the client's windows and the transport take it, a frame of each in
+turn.
+
+Floods. Frames without content are counted against those with some (h2frames). Streams that end
+before their time, by a reset of the client's or by one that it brings upon itself (CVE-2023-44487,
+CVE-2025-8671), are counted too: ``max_h2_resets`` at once, of which a thirtieth comes back each
+second. Answers for a client that does not read are bounded. Over any of it the connection ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import cached_property
+from typing import Any, cast
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+    WindowUpdated,
+)
+from h2.exceptions import H2Error
+from h2.settings import SettingCodes, Settings
+from hyperframe.frame import GoAwayFrame
+from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from sockgw.deadlines import Deadlines
+from sockgw.http.application import NOBODY, Application
+from sockgw.http.farewell import Farewell
+from sockgw.http.framing import HttpError
+from sockgw.http.h2exchange import H2Exchange
+from sockgw.http.h2frames import PER_FRAME, PER_REQUEST, FrameFault, FrameScanner, GoAway
+from sockgw.http.h2request import MalformedRequest, Request, read_request, read_trailers
+from sockgw.http.networks import host_and_port
+from sockgw.http.patience import ServerLimits
+from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
+
+__all__ = ["PREFACE", "H2ClientConnection"]
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client begins with (RFC 9113, section 3.4)."""
+
+_log = Logger()
+
+# Bytes that a client may send on a stream before its handler has taken them.
+_STREAM_WINDOW = 131_072
+# The same on a connection, and what may be held for all its streams together: 32 uploads that wait
+# do not disturb the others.
+_CONNECTION_WINDOW = 4 * 1024 * 1024
+_DEFAULT_WINDOW = 65_535  # RFC 9113, section 6.9.2
+
+# Bytes of the table of header fields, in either direction: RFC 9113's default. What a client offers
+# beyond that would be our memory.
+_TABLE_SIZE = 4_096
+
+# Bytes of a DATA frame at most: streams take turns by frames.
+_MAX_SENT = 16_384
+
+# Bytes of answers to PING, SETTINGS and bad streams, for a client that does not read.
+_MAX_UNREAD = 65_536
+
+# Reset streams whose late frames are told from an error; each costs some 100 bytes.
+_MAX_CLOSED = 1_024
+
+# Of frames without content so many are forgiven in each second: a long-lived connection pings.
+_FORGIVEN = 10
+
+_LAST_STREAM = 2**31 - 1
+
+_TOO_LARGE = "the request's body is too large"
+
+_CONFIGURATION = H2Configuration(
+    client_side=False,
+    header_encoding=None,
+    # Ours to do: see h2request.
+    validate_inbound_headers=False,
+    normalize_inbound_headers=False,
+    validate_outbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+
+class _Stage(Enum):
+    OPEN = auto()
+    WARNED = auto()  #: the client knows that it is to open no more streams, soon
+    LEAVING = auto()  #: no more streams
+
+
+class _Awaited(Enum):
+    """What a connection waits for; what its exchanges wait for is theirs."""
+
+    NOTHING = auto()
+    FIRST = auto()  #: the first request
+    REQUEST = auto()  #: another one
+    BLOCK = auto()  #: the rest of a head
+    GRACE = auto()  #: those that were on their way when the client was warned
+
+
+class _Connection(H2Connection):
+    MAX_CLOSED_STREAMS = _MAX_CLOSED
+
+    @property
+    def open_inbound_streams(self) -> int:
+        """None, as h2 is to see: for one too many it would end the connection."""
+        self._open_streams(1)  # lets closed ones go
+        return 0
+
+
+def _nothing(headers: object) -> None:
+    """In place of h2's look at content-length, which ends the connection where it is wrong."""
+
+
+@implementer(IPushProducer)
+class H2ClientConnection(Protocol):
+    """A client's connection; see :class:`sockgw.http.application.Connection`."""
+
+    transport: Any
+
+    def __init__(
+        self,
+        application: Application,
+        deadlines: Deadlines,
+        limits: ServerLimits,
+        seconds: Callable[[], float],
+        wall_clock: Callable[[], float],
+        later: Callable[[Callable[[], None]], object],
+    ) -> None:
+        """``later`` calls something in the reactor's next turn."""
+        #: Free for the application.
+        self.affinity: object | None = None
+        #: Whether the client speaks TLS with us.
+        self.secure = False
+        self.seconds = seconds
+        self.wall_clock = wall_clock
+        self.deadline: float | None = None
+        self._application = application
+        self._deadlines = deadlines
+        self._limits = limits
+        self._exchanges: dict[int, H2Exchange] = {}
+        self._later = later
+        self._heads: list[H2Exchange] = []  # those whose response's head waits
+        self._ready: deque[H2Exchange] = deque()  # those that have something to send
+        self._last_stream = 0
+        self._blocked = False  # the transport takes no more
+        self._admitted = False
+        self._farewell: Farewell | None = None  # we are closing
+        self._stage = _Stage.OPEN
+        self._awaited = _Awaited.NOTHING
+        self._missing_preface = PREFACE
+        self._in_block = False  # a header block has begun
+        self._uncredited = 0  # bytes of the connection's window
+        self._held = 0  # bytes of streams that handlers have not taken
+        self._unread = 0  # bytes written while the transport took no more
+        self._resets = float(limits.max_h2_resets)
+        self._forgiven_at = seconds()
+        # RFC 9113, section 6.5.2: a field counts 32 bytes more. Twice what a request may have: over
+        # that the connection ends, since the table of fields is lost, below it one stream.
+        header_list = 2 * (limits.max_header_size + 32 * limits.max_header_count)
+        self._scanner = FrameScanner(header_list)
+        self._h2 = h2 = _Connection(_CONFIGURATION)
+        h2.local_settings = Settings(
+            client=False,
+            initial_values={
+                SettingCodes.HEADER_TABLE_SIZE: _TABLE_SIZE,
+                SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_h2_streams,
+                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                SettingCodes.MAX_HEADER_LIST_SIZE: header_list // 2,
+                SettingCodes.ENABLE_CONNECT_PROTOCOL: 1,
+            },
+        )
+        h2.decoder.max_header_list_size = header_list
+
+    @cached_property
+    def peer_address(self) -> str:
+        """The client's address as text, "" for none; mapped IPv4 as IPv4."""
+        return host_and_port(self.transport.getPeer())[0]
+
+    @cached_property
+    def local_port(self) -> int:
+        """The port that the client has connected to."""
+        return host_and_port(self.transport.getHost())[1]
+
+    # ------------------------------------------------------------------ Twisted calls
+
+    def connectionMade(self) -> None:
+        transport = self.transport
+        self.secure = ISSLTransport.providedBy(transport)
+        if not self._application.connected(self):
+            self._leave(registered=False).reset()
+            return
+        self._admitted = True
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpNoDelay(True)
+        transport.registerProducer(self, True)
+        self._deadlines.watch(self)
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
+        self._flush()
+        self._settle()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._farewell is not None:
+            return
+        self._forgive()
+        if self._missing_preface:
+            data = self._take_preface(data)
+        try:
+            for piece in self._scanner.scan(data):
+                if isinstance(piece, GoAway):
+                    self._stage = _Stage.LEAVING  # the client opens no more streams
+                    continue
+                if piece[3] in (1, 9):  # HEADERS, CONTINUATION
+                    self._in_block = not piece[4] & 4  # END_HEADERS
+                for event in self._h2.receive_data(piece):
+                    self._handle(event)
+                if self._farewell is not None:
+                    return
+        except FrameFault as fault:
+            self._h2.close_connection(fault.code)
+            self._fault(fault.detail)
+            return
+        except H2Error as error:
+            self._fault(str(error))
+            return
+        except Exception:  # noqa: BLE001 - as h2's assertions: what a client sends must not get out
+            _log.failure("what a client has sent was not taken")
+            self._fault("a frame that was not expected")
+            return
+        self._flush()
+        if self._unread > _MAX_UNREAD:
+            self._fault("the client does not read")
+            return
+        self._settle()
+
+    def _take_preface(self, data: bytes) -> bytes:
+        """Return what follows the preface, of which the scanner knows nothing."""
+        missing = self._missing_preface
+        count = min(len(data), len(missing))
+        if data[:count] != missing[:count]:
+            self._fault("no preface")
+            return b""
+        self._missing_preface = missing[count:]
+        self._h2.receive_data(data[:count])
+        return data[count:]
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        farewell = self._farewell
+        if farewell is None:
+            farewell = self._leave()
+        farewell.over()
+        self._lose_all()
+        if self._admitted:
+            self._admitted = False
+            self._application.disconnected(self)
+
+    def readConnectionLost(self) -> None:
+        """The client's FIN: it takes nothing more."""
+        if self._farewell is not None:
+            self._farewell.close()
+        else:
+            self._leave().reset()
+            self._lose_all()
+
+    def writeConnectionLost(self) -> None:
+        """Our FIN is out."""
+        if self._farewell is not None:
+            self._farewell.write_half_closed()
+
+    def pauseProducing(self) -> None:
+        """The transport has enough. Called from within our own writes: nothing is called here."""
+        self._blocked = True
+
+    def resumeProducing(self) -> None:
+        """The transport has written everything."""
+        self._blocked = False
+        self._unread = 0
+        if self._farewell is not None:
+            self._farewell.drained()
+            return
+        self._pump_all()
+        self._settle()
+
+    def stopProducing(self) -> None:
+        """The connection is being lost; connectionLost follows."""
+
+    # ------------------------------------------------------------------ as a connection
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._exchanges)
+
+    def drain(self, grace: float) -> None:
+        """Take what the client has sent by now and in ``grace`` seconds, then no more.
+
+        RFC 9113, section 6.8: it is told first that this will be, and then from which stream on.
+        """
+        if self._farewell is None and self._stage is _Stage.OPEN:
+            self._stage = _Stage.WARNED
+            if self._admitted:  # else it has not begun to speak
+                self._goodbye(_LAST_STREAM)
+            self._awaited = _Awaited.GRACE
+            self.deadline = self._deadlines.after(grace)
+
+    def expired(self) -> None:
+        """It is time for the second word, or the client has been silent for too long."""
+        if self._awaited is _Awaited.GRACE:
+            self._stage = _Stage.LEAVING
+            self._goodbye(self._last_stream)
+            self._settle()
+        elif self._awaited is _Awaited.BLOCK:
+            self._fault("a request's head did not come in time")
+        else:
+            self._goodbye(self._last_stream)
+            self._close()
+
+    # ------------------------------------------------------------------ for exchanges
+
+    def deliver(self, exchange: H2Exchange) -> None:
+        """Hand on what the exchange has, and give its window back."""
+        if exchange.delivering:
+            return  # from within one of the calls below: the loop goes on there
+        exchange.delivering = True
+        try:
+            while exchange.step():
+                pass
+        except Exception:  # noqa: BLE001 - the others on this connection are not to suffer
+            _log.failure("the application failed on a request")
+            self.broken(exchange)
+            return
+        finally:
+            exchange.delivering = False
+        if not exchange.paused:
+            self._credit(exchange)
+        self.watch(exchange)
+        self._flush()
+
+    def inform(self, exchange: H2Exchange, head: Headers) -> None:
+        """Send an interim head."""
+        if self._usable(exchange):
+            self._h2.send_headers(exchange.stream_id, cast(Any, head))
+            self._flush()
+
+    def send_soon(self, exchange: H2Exchange) -> None:
+        """Send a response's head in the next turn: perhaps its end is known by then."""
+        if not self._heads:
+            self._later(self._send_heads)
+        self._heads.append(exchange)
+
+    def _send_heads(self) -> None:
+        heads, self._heads = self._heads, []
+        for exchange in heads:
+            self._send_head(exchange, end=False)
+        self._flush()
+
+    def _send_head(self, exchange: H2Exchange, end: bool) -> None:
+        """Send a response's head if it waits; with ``end``, nothing follows."""
+        head, exchange.waiting_head = exchange.waiting_head, None
+        if head is not None and self._usable(exchange):
+            self._h2.send_headers(exchange.stream_id, cast(Any, head), end_stream=end)
+            self._scanner.earned(PER_REQUEST)
+
+    def pump(self, exchange: H2Exchange) -> None:
+        """Send what the exchange has, as far as windows and transport take it."""
+        while exchange.queue and self._send_piece(exchange):
+            pass
+        if exchange.queue:
+            if not exchange.scheduled:
+                exchange.scheduled = True
+                self._ready.append(exchange)
+        elif exchange.ending:
+            self._send_end(exchange)
+        self.watch(exchange)
+
+    def broken(self, exchange: H2Exchange) -> None:
+        """The stream is over before its time, by our doing."""
+        if self._exchanges.get(exchange.stream_id) is exchange:
+            self._reset(exchange, ErrorCodes.INTERNAL_ERROR)
+        else:
+            exchange.close(lost=False)
+
+    def watch(self, exchange: H2Exchange) -> None:
+        """Derive from its state what the exchange waits for, and until when."""
+        waits = exchange.queue or not (exchange.complete or exchange.paused or exchange.over)
+        if waits and not exchange.switched and exchange.stream_id in self._exchanges:
+            if exchange.deadline is None:
+                self._deadlines.watch(exchange)
+            exchange.deadline = self._deadlines.after(self._limits.idle_timeout)
+        elif exchange.deadline is not None:
+            exchange.deadline = None
+            self._deadlines.discard(exchange)
+
+    def late(self, exchange: H2Exchange) -> None:
+        """Nothing has come of what the exchange waits for."""
+        if exchange.queue:
+            self._reset(exchange, ErrorCodes.CANCEL)
+        else:
+            self._refuse(exchange, HttpError(408, "the request's body did not come in time"))
+
+    # ------------------------------------------------------------------ what comes
+
+    def _handle(self, event: Event) -> None:
+        handle = _EVENTS.get(type(event))
+        if handle is not None and self._farewell is None:
+            handle(self, event, self._exchanges.get(getattr(event, "stream_id", None) or 0))
+
+    def _on_request(self, event: RequestReceived, _: H2Exchange | None) -> None:
+        stream_id = event.stream_id or 0
+        stream = self._h2.streams[stream_id]
+        # RFC 9113, section 8.1.1: a wrong length is the end of a stream. h2 would end them all.
+        stream._expected_content_length = None
+        if self._stage is _Stage.LEAVING or len(self._exchanges) >= self._limits.max_h2_streams:
+            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            self._spend_reset()
+            return
+        self._last_stream = stream_id
+        complete = event.stream_ended is not None
+        limits = self._limits
+        try:
+            request = read_request(
+                cast(Any, event.headers), limits.max_header_size, limits.max_header_count
+            )
+            if complete and request.length:
+                raise MalformedRequest("content-length without a body")
+        except MalformedRequest as error:
+            self._malformed(stream_id, str(error))
+            return
+        except HttpError as error:
+            self._refuse_head(stream_id, error, complete)
+            return
+        exchange = H2Exchange(self, stream_id, request, complete)
+        self._exchanges[stream_id] = exchange
+        if limits.max_body_size and (request.length or 0) > limits.max_body_size:
+            self._refuse(exchange, HttpError(413, _TOO_LARGE))
+            return
+        try:
+            handler = self._application.request(exchange)
+        except Exception:  # noqa: BLE001 - the others on this connection are not to suffer
+            _log.failure("the application failed on a request")
+            self.broken(exchange)
+            return
+        if not exchange.over:
+            exchange.handler = handler
+            self.deliver(exchange)
+
+    def _on_data(self, event: DataReceived, exchange: H2Exchange | None) -> None:
+        size = event.flow_controlled_length or 0
+        self._uncredited += size
+        if exchange is None or exchange.over:
+            self._credit_connection()
+            return
+        data = event.data or b""
+        exchange.uncredited += size
+        self._held += size
+        exchange.bytes_received += len(data)
+        received, length = exchange.bytes_received, exchange.length
+        if not exchange.switched and length is not None and received > length:
+            self._malformed_body(exchange, "the body is longer than content-length")
+            return
+        limit = self._limits.max_body_size
+        if limit and received > limit and not exchange.head.upgrade:
+            self._refuse(exchange, HttpError(413, _TOO_LARGE))
+            return
+        if data:
+            exchange.pieces.append(data)
+        self.deliver(exchange)
+        self._credit_connection()
+
+    def _on_trailers(self, event: TrailersReceived, exchange: H2Exchange | None) -> None:
+        if exchange is None:
+            return
+        try:
+            trailers = read_trailers(cast(Any, event.headers))
+        except MalformedRequest as error:
+            self._malformed_body(exchange, str(error))
+            return
+        size = sum(len(name) + len(value) + 4 for name, value in trailers)
+        if size > self._limits.max_header_size or len(trailers) > self._limits.max_header_count:
+            self._refuse(exchange, HttpError(431, "the trailer fields are too large"))
+            return
+        exchange.trailers = trailers
+
+    def _on_end(self, event: StreamEnded, exchange: H2Exchange | None) -> None:
+        if exchange is None or exchange.complete:
+            return
+        length = exchange.length
+        if length is not None and not exchange.switched and exchange.bytes_received != length:
+            self._malformed_body(exchange, "the body is shorter than content-length")
+            return
+        exchange.complete = True
+        self.deliver(exchange)
+        self._check_over(exchange)
+
+    def _on_reset(self, event: StreamReset, exchange: H2Exchange | None) -> None:
+        if exchange is not None:
+            self._forget(exchange, lost=True)
+        self._spend_reset()
+
+    def _on_window(self, event: WindowUpdated, exchange: H2Exchange | None) -> None:
+        self._pump_all()
+
+    def _on_settings(self, event: RemoteSettingsChanged, _: H2Exchange | None) -> None:
+        if self._h2.encoder.header_table_size > _TABLE_SIZE:
+            self._h2.encoder.header_table_size = _TABLE_SIZE
+        self._pump_all()
+
+    # ------------------------------------------------------------------ refusals
+
+    def _malformed(self, stream_id: int, reason: str) -> None:
+        self._h2.reset_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
+        self._say("a malformed request", reason)
+        self._spend_reset()
+
+    def _malformed_body(self, exchange: H2Exchange, reason: str) -> None:
+        self._say("a malformed request", reason)
+        self._reset(exchange, ErrorCodes.PROTOCOL_ERROR)
+        self._spend_reset()
+
+    def _refuse_head(self, stream_id: int, error: HttpError, complete: bool) -> None:
+        """Answer a request that the application does not get to see."""
+        head = RequestHead(b"-", b"-", [])
+        exchange = H2Exchange(self, stream_id, Request(head, b"", None, False), complete)
+        self._exchanges[stream_id] = exchange
+        self._answer(exchange, error, None)
+
+    def _refuse(self, exchange: H2Exchange, error: HttpError) -> None:
+        """Answer with an error what has turned out to be none; or break it off."""
+        if exchange.responded:
+            self._reset(exchange, ErrorCodes.CANCEL)
+            return
+        exchange.refused = True
+        handler, exchange.handler = exchange.handler, NOBODY
+        exchange.pieces = []
+        self._release(exchange)
+        handler.client_lost()
+        self._answer(exchange, error, exchange.head)
+
+    def _answer(self, exchange: H2Exchange, error: HttpError, head: RequestHead | None) -> None:
+        answer, body = self._application.refused(self, error, head)
+        fields = [field for field in answer.headers if field[0].lower() != b"content-length"]
+        fields.append((b"content-length", b"%d" % len(body)))
+        exchange.respond(ResponseHead(answer.status, answer.reason, fields))
+        exchange.write(body)
+        exchange.finish()
+
+    # ------------------------------------------------------------------ what is sent
+
+    def _usable(self, exchange: H2Exchange) -> bool:
+        return self._farewell is None and exchange.stream_id in self._exchanges
+
+    def _send_piece(self, exchange: H2Exchange) -> bool:
+        """Send a frame of the response's body; return whether one was sent."""
+        h2 = self._h2
+        if self._blocked or not self._usable(exchange):
+            return False
+        if exchange.waiting_head is not None:
+            self._send_head(exchange, end=False)
+        stream = h2.streams[exchange.stream_id]
+        room = min(stream.outbound_flow_control_window, h2.outbound_flow_control_window, _MAX_SENT)
+        if room <= 0:
+            return False
+        queue = exchange.queue
+        piece = queue.popleft()
+        if len(piece) > room:
+            queue.appendleft(piece[room:])
+            piece = piece[:room]
+        end = exchange.ending and not queue and not exchange.end_fields
+        h2.send_data(exchange.stream_id, cast(Any, piece), end)
+        exchange.queued -= len(piece)
+        self._scanner.earned(PER_FRAME)
+        self._flush()
+        if end:
+            self._sent(exchange)
+        else:
+            exchange.relieved()
+        return True
+
+    def _send_end(self, exchange: H2Exchange) -> None:
+        if not self._usable(exchange) or not exchange.ending:
+            return
+        trailers = exchange.end_fields
+        if exchange.waiting_head is not None and not trailers:
+            # As one frame: gRPC's answers that are trailers alone would be no such ones otherwise.
+            self._send_head(exchange, end=True)
+        else:
+            self._send_head(exchange, end=False)
+            if trailers:
+                self._h2.send_headers(exchange.stream_id, cast(Any, trailers), end_stream=True)
+            else:
+                self._h2.end_stream(exchange.stream_id)
+        self._flush()
+        self._sent(exchange)
+
+    def _sent(self, exchange: H2Exchange) -> None:
+        """Our direction has ended."""
+        exchange.ending = False
+        if exchange.switched:
+            exchange.sent = True
+            self._check_over(exchange)
+            return
+        if not exchange.complete:
+            # RFC 9113, section 8.1: nothing of the rest is wanted.
+            self._h2.reset_stream(exchange.stream_id, ErrorCodes.NO_ERROR)
+            self._flush()
+        self._resets = min(self._resets + 1, float(self._limits.max_h2_resets))
+        self._forget(exchange, lost=False)
+
+    def _check_over(self, exchange: H2Exchange) -> None:
+        """Both directions of what was switched end for themselves."""
+        if exchange.switched and exchange.sent and exchange.complete and not exchange.pieces:
+            self._forget(exchange, lost=False)
+
+    def _pump_all(self) -> None:
+        """Let all that wait send, a frame each in turn."""
+        ready = self._ready
+        stalled = 0
+        while ready and stalled < len(ready) and not self._blocked:
+            exchange = ready.popleft()
+            if not exchange.queue:
+                exchange.scheduled = False
+                continue
+            if self._send_piece(exchange):
+                stalled = 0
+            else:
+                stalled += 1
+            if exchange.queue:
+                ready.append(exchange)
+                continue
+            exchange.scheduled = False
+            if exchange.ending:
+                self._send_end(exchange)
+            self.watch(exchange)
+
+    def _flush(self) -> None:
+        data = self._h2.data_to_send()
+        if data and self._farewell is None:
+            if self._blocked:
+                self._unread += len(data)
+            self.transport.write(data)
+
+    # ------------------------------------------------------------------ windows
+
+    def _credit(self, exchange: H2Exchange) -> None:
+        """Give back to the stream's window what was taken, once that is half of it."""
+        count = exchange.uncredited
+        self._held -= count
+        exchange.uncredited = 0
+        exchange.granting += count
+        if exchange.granting >= _STREAM_WINDOW // 2:
+            count, exchange.granting = exchange.granting, 0
+            if not exchange.complete and self._usable(exchange):
+                self._h2.increment_flow_control_window(count, exchange.stream_id)
+        self._credit_connection()
+
+    def _credit_connection(self) -> None:
+        """Give back what the connection's window lacks, but for what is held."""
+        count = self._uncredited
+        if count >= _CONNECTION_WINDOW // 4 and self._held < _CONNECTION_WINDOW // 2:
+            self._uncredited = 0
+            self._h2.increment_flow_control_window(count)
+
+    def _release(self, exchange: H2Exchange) -> None:
+        """What was held for an exchange is held no more."""
+        self._held -= exchange.uncredited
+        exchange.uncredited = 0
+
+    # ------------------------------------------------------------------ floods
+
+    def _spend_reset(self) -> None:
+        self._resets -= 1
+        if self._resets < 0:
+            raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "too many streams end before their time")
+
+    def _forgive(self) -> None:
+        now = self.seconds()
+        elapsed = now - self._forgiven_at
+        if elapsed >= 1.0:
+            self._forgiven_at = now
+            most = self._limits.max_h2_resets
+            self._resets = min(self._resets + elapsed * most / 30, float(most))
+            self._scanner.earned(int(elapsed * _FORGIVEN))
+
+    # ------------------------------------------------------------------ the end
+
+    def _reset(self, exchange: H2Exchange, code: ErrorCodes) -> None:
+        if self._usable(exchange):
+            self._h2.reset_stream(exchange.stream_id, code)
+            self._flush()
+        self._forget(exchange, lost=True)
+
+    def _forget(self, exchange: H2Exchange, lost: bool) -> None:
+        """A stream is over."""
+        if self._exchanges.get(exchange.stream_id) is exchange:
+            del self._exchanges[exchange.stream_id]
+        self._release(exchange)
+        if exchange.deadline is not None:
+            exchange.deadline = None
+            self._deadlines.discard(exchange)
+        try:
+            exchange.close(lost)
+        except Exception:  # noqa: BLE001 - the others on this connection are not to suffer
+            _log.failure("the application failed on a client's leaving")
+        self._settle()
+
+    def _lose_all(self) -> None:
+        exchanges, self._exchanges = self._exchanges, {}
+        self._ready.clear()
+        for exchange in exchanges.values():
+            self._forget(exchange, lost=True)
+
+    def _settle(self) -> None:
+        """Derive from the state what is awaited, and until when; close where nothing is."""
+        if self._farewell is not None or self._stage is _Stage.WARNED:
+            return  # or the grace is running
+        limits = self._limits
+        if self._in_block:
+            awaited, patience = _Awaited.BLOCK, limits.head_timeout
+        elif self._exchanges:
+            awaited, patience = _Awaited.NOTHING, 0.0
+        elif self._stage is _Stage.LEAVING:
+            self._close()
+            return
+        elif self._last_stream:
+            awaited, patience = _Awaited.REQUEST, limits.keep_alive_timeout
+        else:
+            awaited, patience = _Awaited.FIRST, limits.head_timeout
+        if awaited is not self._awaited:
+            self._awaited = awaited
+            self.deadline = self._deadlines.after(patience) if patience else None
+
+    def _goodbye(self, last_stream: int) -> None:
+        # By hand: h2 would take nothing more from the streams that go on.
+        frame = GoAwayFrame(0, last_stream_id=last_stream, error_code=ErrorCodes.NO_ERROR)
+        self._flush()
+        self.transport.write(frame.serialize())
+
+    def _say(self, what: str, reason: str) -> None:
+        _log.info(
+            "{what} in HTTP/2: {reason} address={address}",
+            what=what,
+            reason=reason,
+            address=self.peer_address,
+        )
+
+    def _fault(self, reason: str) -> None:
+        """The client breaks the rules: the connection ends, with all that is under way."""
+        self._say("connection closed: a fault", reason)
+        self._flush()
+        self._close()
+
+    def _close(self) -> None:
+        if self._farewell is None:
+            self._leave().close()
+            self._lose_all()
+
+    def _leave(self, registered: bool = True) -> Farewell:
+        self._deadlines.discard(self)
+        self.deadline = None
+        self._farewell = farewell = Farewell(
+            self.transport,
+            self.secure,
+            self._deadlines,
+            self._limits.idle_timeout,
+            self._limits.linger_timeout,
+            registered=registered,
+        )
+        return farewell
+
+
+_Handle = Callable[[H2ClientConnection, Any, Any], None]
+
+_EVENTS: dict[type[Event], _Handle] = {
+    DataReceived: H2ClientConnection._on_data,
+    RemoteSettingsChanged: H2ClientConnection._on_settings,
+    RequestReceived: H2ClientConnection._on_request,
+    StreamEnded: H2ClientConnection._on_end,
+    StreamReset: H2ClientConnection._on_reset,
+    TrailersReceived: H2ClientConnection._on_trailers,
+    WindowUpdated: H2ClientConnection._on_window,
+}
