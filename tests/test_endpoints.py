@@ -19,17 +19,16 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 from cryptography.x509.oid import NameOID
+from tlsclient import ADDRESS, Client, trusting
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import TestCase
 
 from sockgw import endpoints
-
-ADDRESS = IPv4Address("TCP", "127.0.0.1", 4321)
 
 
 class Echo(Protocol):
@@ -214,52 +213,6 @@ def test_what_is_wrong_with_a_shared_port_is_said_as_ever(description):
 
 
 # --- TLS, without sockets
-
-
-class Client:
-    """A TLS client of the standard library, against a protocol over a StringTransport."""
-
-    def __init__(self, context, reactor, first=b""):
-        self._reactor = reactor
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._in, self._out)
-        self._server = reactor.tcpServers[0][1].buildProtocol(ADDRESS)
-        self._transport = StringTransport(peerAddress=ADDRESS)
-        self._server.makeConnection(self._transport)
-        if first:
-            self._server.dataReceived(first)
-
-    def pump(self):
-        if self._out.pending:
-            self._server.dataReceived(self._out.read())
-        self._reactor.advance(0)  # TLS gathers small writes of one turn
-        self._in.write(self._transport.value())
-        self._transport.clear()
-
-    def do(self, call, *arguments):
-        for _ in range(10):
-            try:
-                result = call(*arguments)
-            except ssl.SSLWantReadError:
-                self.pump()
-            else:
-                self.pump()
-                return result
-        raise AssertionError("no end of it")
-
-    def ask(self, data):
-        self.do(self.tls.do_handshake)
-        self.do(self.tls.write, data)
-        return self.do(self.tls.read, 100)
-
-
-def trusting(certificate=None):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if certificate is not None:
-        context.load_cert_chain(certificate.with_suffix(".crt"), certificate.with_suffix(".key"))
-    return context
 
 
 def tls_listener(files, more="", *, kind="tls", key="server", certificate=None, protocol=Echo):
