@@ -1,5 +1,6 @@
 """Every setting of the outer layer."""
 
+import re
 from dataclasses import dataclass
 
 from sockgw.config import ConfigError, setting
@@ -20,6 +21,9 @@ from sockgw.values import (
 
 __all__ = ["OuterConfig", "OuterOptions"]
 
+# RFC 6797, section 6.1, as far as anybody writes it.
+_HSTS = re.compile(r"max-age=[0-9]{1,10}(; ?includeSubDomains)?(; ?preload)?", re.ASCII)
+
 _MAX_PASSWORD = 1024  # characters in a password file
 
 
@@ -31,6 +35,24 @@ def _trusted(value: str) -> str:
             "is not known",
             expected="loopback, linklocal, uniquelocal, an address or a network such as 10.0.0.0/8",
         ) from None
+    return value
+
+
+def _redirect(value: str) -> int:
+    if value.isascii() and value.isdecimal() and len(value) <= 5 and 0 < int(value) <= 65535:
+        return int(value)
+    try:
+        return 443 if yes_no(value) else 0
+    except ConfigError:
+        raise ConfigError("is no port", expected="no, yes or a port number") from None
+
+
+def _hsts(value: str) -> str:
+    if not _HSTS.fullmatch(value):
+        raise ConfigError(
+            "is no Strict-Transport-Security",
+            expected="max-age=SECONDS, then perhaps '; includeSubDomains' and '; preload'",
+        )
     return value
 
 
@@ -197,6 +219,26 @@ class OuterConfig(TunnelConfig):
         default=("loopback",),
         repeatable=True,
         commas=True,
+    )
+    redirect_https: int = setting(
+        "Answer plain http requests for hosts of targets by sending the client to https, on port "
+        "443 or another one.",
+        _redirect,
+        metavar="no|yes|PORT",
+        default="no",
+    )
+    hsts: str = setting(
+        "The Strict-Transport-Security of answers over https, unless the origin sends one.",
+        _hsts,
+        metavar="TEXT",
+        default="",
+    )
+    acme_challenges: str = setting(
+        "The webroot of an ACME client: requests for /.well-known/acme-challenge/ are answered "
+        "from there, for every host.",
+        path,
+        metavar="DIRECTORY",
+        default="",
     )
     remove_csps: bool = setting(
         "Remove Content-Security-Policy headers from answers.", yes_no, default="no", flag=True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from http import HTTPStatus
 from itertools import count
 
 from twisted.internet.defer import Deferred
@@ -24,9 +25,11 @@ from sockgw.http.networks import UNIX_PEER, canonical
 from sockgw.http.rewriting import Rewriter
 from sockgw.outer.accesslog import AccessLog, Entry
 from sockgw.outer.admin import Failure
+from sockgw.outer.challenges import PREFIX, Challenges
 from sockgw.outer.config import OuterConfig
 from sockgw.outer.crowd import Crowd
 from sockgw.outer.dispatch import Dispatcher
+from sockgw.outer.https import Https
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import forbidden_reason
@@ -102,6 +105,9 @@ class Gateway:
         self._held = self.dispatcher.held
         self.seconds = clock.seconds
         self.remove_csps = config.remove_csps
+        self.https = Https(config.redirect_https, config.hsts.encode("ascii"))
+        webroot = config.acme_challenges
+        self._challenges = Challenges(webroot) if webroot else None
         #: It is on its way out: no connection stays, and soon no request is taken.
         self.draining = False
         #: What went wrong lately, newest first.
@@ -180,11 +186,18 @@ class Gateway:
             head.headers,
         )
         request_id = view.request_id or b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+        if self._challenges is not None and head.target.startswith(PREFIX):
+            known = self._challenges.find(head.target)
+            if known is not None and head.method in (b"GET", b"HEAD"):
+                return self._plain(exchange, view, request_id, 200, known)
         target = self._targets.match(view.host.decode("latin-1"))
         if target is None or target.protocol not in HTTP:
             return self._without_target(exchange, view, request_id)
         if self.draining and self.seconds() >= self._last_call:
             return self._refuse(exchange, _DRAINING, view, request_id, target)
+        elsewhere = self.https.redirect(head, view)
+        if elsewhere is not None:
+            return self._finally(exchange, view, request_id, elsewhere, b"", target.name)
         request_target = head.target
         policy = target.policy
         if not policy.unrestricted:
@@ -257,10 +270,15 @@ class Gateway:
         if relay is not None:
             relay.status = refusal.status
             self.finished(relay, refusal.reason)
-            return answer(refusal, relay.exchange.head.headers, relay.request_id.decode("ascii"))
+            reply, body = answer(
+                refusal, relay.exchange.head.headers, relay.request_id.decode("ascii")
+            )
+            self.https.mark(reply.headers, relay.view.proto)
+            return reply, body
         request_id = f"{self._id_prefix}{next(self._ids):08x}"
         head = _NO_HEAD if head is None else _legible(head)
         reply, body = answer(refusal, head.headers, request_id)
+        self.https.mark(reply.headers, b"https" if connection.secure else b"http")
         self._record_refusal(
             connection.peer_address,
             head,
@@ -309,9 +327,12 @@ class Gateway:
             self._service_rewriters[origin] = rewriter
         return rewriter
 
-    def answer(self, exchange: ClientExchange, refusal: Refusal, request_id: bytes) -> None:
+    def answer(
+        self, exchange: ClientExchange, refusal: Refusal, request_id: bytes, view: ClientView
+    ) -> None:
         """Answer in the gateway's own name."""
         head, body = answer(refusal, exchange.head.headers, request_id.decode("ascii"))
+        self.https.mark(head.headers, view.proto)
         exchange.respond(head)
         exchange.write(body)
         exchange.finish()
@@ -409,31 +430,51 @@ class Gateway:
         if path not in (b"/healthz", b"/readyz"):
             return self._refuse(exchange, NO_TARGET, view, request_id, None)
         problem = "" if path == b"/healthz" else self.unready
-        status = 503 if problem else 200
-        if status == 200:
-            self._plain(exchange, status, b"OK", b"ok\n")
-        else:
-            self._plain(exchange, status, b"Service Unavailable", problem.encode() + b"\n")
+        status, body = (503, problem.encode() + b"\n") if problem else (200, b"ok\n")
+        return self._plain(exchange, view, request_id, status, body)
+
+    def _plain(
+        self,
+        exchange: ClientExchange,
+        view: ClientView,
+        request_id: bytes,
+        status: int,
+        body: bytes,
+    ) -> RequestHandler:
+        headers = [
+            (b"Content-Type", b"text/plain; charset=utf-8"),
+            (b"Content-Length", b"%d" % len(body)),
+            (b"X-Content-Type-Options", b"nosniff"),
+        ]
+        head = ResponseHead(status, HTTPStatus(status).phrase.encode(), headers)
+        return self._finally(exchange, view, request_id, head, body)
+
+    def _finally(
+        self,
+        exchange: ClientExchange,
+        view: ClientView,
+        request_id: bytes,
+        head: ResponseHead,
+        body: bytes,
+        target: str = "",
+    ) -> RequestHandler:
+        """Give an answer of our own that is no refusal, and record it."""
+        self.https.mark(head.headers, view.proto)
+        exchange.respond(head)
+        exchange.write(body)
+        exchange.finish()
         self._record(
             view.address,
             exchange.head,
-            status,
+            head.status,
             "",
             request_id,
             started=exchange.started,
             bytes_out=exchange.bytes_sent,
+            target=target,
             protocol=exchange.protocol,
         )
         return NOBODY
-
-    def _plain(self, exchange: ClientExchange, status: int, reason: bytes, body: bytes) -> None:
-        headers = [
-            (b"Content-Type", b"text/plain; charset=utf-8"),
-            (b"Content-Length", b"%d" % len(body)),
-        ]
-        exchange.respond(ResponseHead(status, reason, headers))
-        exchange.write(body)
-        exchange.finish()
 
     def _refuse(
         self,
@@ -443,7 +484,7 @@ class Gateway:
         request_id: bytes,
         target: Target | None,
     ) -> RequestHandler:
-        self.answer(exchange, refusal, request_id)
+        self.answer(exchange, refusal, request_id, view)
         self._record_refusal(
             view.address,
             exchange.head,

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from sockgw.edge import Edge
 from sockgw.endpoints import describe, listen_error, server_endpoint, udp_address
 from sockgw.listeners import close_listener
 from sockgw.outer.rawclient import RawFactory
@@ -54,11 +55,13 @@ class TargetPorts:
         make_udp: Callable[[Target], UDPListener],
         *,
         reuse_port: bool,
+        edge: Edge | None = None,
     ) -> None:
         self._reactor = reactor
         self._make_tcp = make_tcp
         self._make_udp = make_udp
         self._reuse_port = reuse_port
+        self._edge = edge
         self._open: dict[str, _Open] = {}  # by the endpoint's description
 
     def use(self, targets: Iterable[Target]) -> None:
@@ -102,7 +105,9 @@ class TargetPorts:
 
     def _listen_tcp(self, target: Target) -> _Open:
         factory = self._make_tcp(target)
-        endpoint = server_endpoint(self._reactor, target.listen, reuse_port=self._reuse_port)
+        endpoint = server_endpoint(
+            self._reactor, target.listen, reuse_port=self._reuse_port, edge=self._edge
+        )
         results: list[Any] = []
         # Twisted's endpoints know at once.
         endpoint.listen(factory).addBoth(results.append)

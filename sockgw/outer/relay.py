@@ -23,6 +23,7 @@ from sockgw.http.application import ClientExchange
 from sockgw.http.forwarded import ClientView
 from sockgw.http.headers import end_to_end, upgrades_to
 from sockgw.http.rewriting import Rewriter
+from sockgw.outer.https import Https
 from sockgw.outer.kept import KeptBody
 from sockgw.outer.refusals import Refusal, for_reset
 from sockgw.outer.registry import Affinity, Member
@@ -48,6 +49,7 @@ class Owner(Protocol):
     """What a relay needs from the gateway that made it."""
 
     remove_csps: bool
+    https: Https
     seconds: Callable[[], float]
     dispatcher: Dispatcher
 
@@ -66,7 +68,9 @@ class Owner(Protocol):
     def rewriter(self, route: Route, origin: tuple[str, str, int] | None) -> Rewriter | None:
         """Return what rewrites the responses of a route."""
 
-    def answer(self, exchange: ClientExchange, refusal: Refusal, request_id: bytes) -> None:
+    def answer(
+        self, exchange: ClientExchange, refusal: Refusal, request_id: bytes, view: ClientView
+    ) -> None:
         """Answer in the gateway's own name."""
 
     def failed(self, relay: Relay, reason: str) -> None:
@@ -218,7 +222,7 @@ class Relay:
     def refuse(self, refusal: Refusal) -> None:
         """Answer in the gateway's own name."""
         self.status = refusal.status
-        self._gateway.answer(self.exchange, refusal, self.request_id)
+        self._gateway.answer(self.exchange, refusal, self.request_id, self.view)
         if refusal.status >= 500:
             self._gateway.failed(self, refusal.reason)
         self._finish(refusal.reason)
@@ -229,7 +233,7 @@ class Relay:
         if not answered:
             refusal = for_reset(code)
             self.status = refusal.status
-            self._gateway.answer(self.exchange, refusal, self.request_id)
+            self._gateway.answer(self.exchange, refusal, self.request_id, self.view)
         reason = code.name.lower().replace("_", " ")
         self._gateway.failed(self, f"{reason}: {detail}" if detail else reason)
         self._finish(reason)
@@ -319,6 +323,7 @@ class Relay:
                     headers, view.proto, view.authority(), self._gateway.remove_csps
                 )
             headers.append((b"X-Request-ID", self.request_id))
+            self._gateway.https.mark(headers, self.view.proto)
             if head.status == 101 and not upgrades_to(head.upgrade, self.head.upgrade):
                 raise ValueError("an upgrade that was not asked for")
             exchange.respond(ResponseHead(head.status, head.reason, headers, None, head.upgrade))

@@ -134,6 +134,7 @@ class OuterService(Daemon):
                 self._gateway, target, config, self._deadlines, reactor.seconds
             ),
             reuse_port=config.reuse_port,
+            edge=self.edge,
         )
         self._carriers: Crowd[Any] = Crowd()
 
