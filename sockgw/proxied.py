@@ -56,6 +56,9 @@ class _ProxiedFactory(WrappingFactory):
         self.reactor = reactor
         self.edge = edge
 
+    def logPrefix(self) -> str:
+        return "PROXY"
+
     def buildProtocol(self, addr: IAddress | None) -> "_Proxied":
         return _Proxied(self)
 

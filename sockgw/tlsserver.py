@@ -115,6 +115,9 @@ class _TLSFactory(TLSMemoryBIOFactory):
                     "forbids this process to make callbacks"
                 ) from None
 
+    def logPrefix(self) -> str:
+        return "TLS"
+
     def startFactory(self) -> None:
         self._store.start()
 

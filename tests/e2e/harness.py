@@ -89,13 +89,17 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def run(
-    *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    input: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; return its status, output and errors."""
     return subprocess.run(
         [str(argument) for argument in arguments],
         cwd=cwd,
         env=environment(env),
+        input=input,
         capture_output=True,
         text=True,
         timeout=60,
