@@ -87,7 +87,7 @@ class _Proxied(ProtocolWrapper):
         edge = self.factory.edge
         peer = transport.getPeer()
         # A process of this machine, which has got past the socket's permissions.
-        trusted = isinstance(peer, UNIXAddress) or edge.trusts(peer.host)
+        trusted = isinstance(peer, UNIXAddress) or edge.trusts(getattr(peer, "host", "?"))
         if not trusted:
             self._refuse("not from there (--trust-proxy-protocol)")
         elif len(edge.waiting) >= edge.max_waiting:

@@ -288,6 +288,21 @@ def test_a_header_in_pieces_and_the_request_behind_it(edge: Edge, step: int) -> 
     edge.outer.access.wait(r"^2001:db8::7 - - .* 301 ", mark)
 
 
+def test_who_has_not_sent_a_header_yet_is_served_while_draining(tmp_path: Path, keys: Keys) -> None:
+    with (
+        Outer(tmp_path, keys.certificate, app=f"haproxy:{LOOPBACK}") as outer,
+        Client(outer.app_port) as client,
+        Client(outer.app_port) as mute,
+    ):
+        mute.send(b"PROXY ")
+        client.send(b"PROXY ")
+        outer.signal(signal.SIGTERM)
+        outer.log.wait("draining")
+        client.send(b"UNKNOWN\r\nGET /healthz HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        assert client.answer().status == 200
+        assert outer.wait() == 0
+
+
 _HAPROXY = """
 global
     stats socket {socket}
