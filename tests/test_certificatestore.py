@@ -235,7 +235,9 @@ def test_files_below_are_written_in_place(maker, tmp_path):
     maker.acme_sh(tmp_path, "a.test")
     store = Store(tmp_path)
     before = store.choose("a.test", "")
-    maker.acme_sh(tmp_path, "a.test")
+    key, chain = maker.issue("a.test")
+    (tmp_path / "a.test_ecc" / "a.test.key").write_bytes(key)
+    (tmp_path / "a.test_ecc" / "fullchain.cer").write_bytes(chain)
     store.look()
     assert store.choose("a.test", "") is not before
 

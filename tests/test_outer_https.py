@@ -203,6 +203,7 @@ def test_only_tokens(webroot, directory):
         assert find(webroot, name) is None
     (directory / "...").write_text("x")
     (directory / ("x" * 128)).write_text("long")
+    (directory / ("x" * 129)).write_text("too long")
     assert find(webroot, "...") is None
     assert find(webroot, "../acme-challenge/" + TOKEN) is None
     assert find(webroot, "x" * 128) == b"long"

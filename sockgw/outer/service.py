@@ -254,9 +254,9 @@ class OuterService(Daemon):
         return True
 
     def reload(self) -> None:
+        self.edge.check()
         self._targets.check()
         self._keyring.check()
-        self.edge.check()
         self._access_log.reopen()
 
     def _use(self, targets: Targets) -> None:

@@ -72,7 +72,7 @@ class Edge:
         mark = self.outer.log.mark()
         self.maker.certbot(self.letsencrypt, name, number=self.issued)
         self.outer.reload()
-        self.outer.log.wait(f"certificate .*{name}/fullchain.pem has been replaced", mark)
+        assert self.outer.log.matching(f"{name}/fullchain.pem has been replaced", mark)
 
     def context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.ca)
