@@ -207,6 +207,7 @@ def test_only_tokens(webroot, directory):
     assert find(webroot, "...") is None
     assert find(webroot, "../acme-challenge/" + TOKEN) is None
     assert find(webroot, "x" * 128) == b"long"
+    assert find(webroot, "x" * 129) is None
     assert find(webroot) is not None
     assert Challenges(str(webroot)).find(b"/" + TOKEN.encode()) is None
 

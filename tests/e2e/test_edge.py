@@ -151,6 +151,7 @@ def test_no_request_fails_while_certificates_are_replaced(edge: Edge) -> None:
     for thread in threads:
         thread.start()
     try:
+        wait_until(lambda: failures or all(serials.values()), "all have begun")
         for _ in range(3):
             for name, seen in serials.items():
                 known = len(seen)
