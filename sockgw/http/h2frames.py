@@ -11,6 +11,7 @@ earlier:
    frames that carry nothing are counted against those that do.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
@@ -52,17 +53,17 @@ class GoAway:
 
 
 class FrameScanner:
-    """Cuts what arrives into what h2 shall have and what it shall not.
+    """Cuts what arrives into frames, so that whatever one of them does is done before the next.
 
     ``max_block`` is the most bytes of one header block, as it is on the wire.
     """
 
-    __slots__ = ("_block", "_head", "_max_block", "_skip", "spare")
+    __slots__ = ("_block", "_judged", "_max_block", "_rest", "spare")
 
     def __init__(self, max_block: int) -> None:
         self._max_block = max_block
-        self._head = b""  # the beginning of a frame, which cannot be judged yet
-        self._skip = 0  # bytes that are still missing of a frame
+        self._rest = b""  # the beginning of a frame
+        self._judged = False  # it was
         self._block = 0  # bytes of the header block so far
         #: How many frames without content may still come.
         self.spare = MAX_SPARE
@@ -71,43 +72,28 @@ class FrameScanner:
         """We have sent what such frames answer."""
         self.spare = min(self.spare + frames, MAX_SPARE)
 
-    def scan(self, data: bytes) -> list[bytes | GoAway]:
-        """Return all that has come, in its order.
+    def scan(self, data: bytes) -> Iterator[bytes | GoAway]:
+        """Yield each frame that is complete, as h2 gets it or as a GoAway.
 
         Raises FrameFault for a frame or header block that is too long, and for a flood.
         """
-        if self._head:
-            data = self._head + data
-            self._head = b""
+        if self._rest:
+            data = self._rest + data
         size = len(data)
-        at = self._skip
-        if at >= size:
-            self._skip = at - size
-            return [data]
-        pieces: list[bytes | GoAway] = []
-        start = 0
+        at = 0
         while at + _HEADER <= size:
             length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
             kind = data[at + 3]
-            end = at + _HEADER + length
-            if kind == _GOAWAY and length <= MAX_FRAME:
-                if end > size:
-                    break
-                if start < at:
-                    pieces.append(data[start:at])
-                pieces.append(_read_goaway(data[at:end]))
-                start = end
-            self._judge(kind, length)
-            at = end
-        if at < size:
-            self._head = data[at:]
-            self._skip = 0
-            size = at
-        else:
-            self._skip = at - size
-        if start < size:
-            pieces.append(data if start == 0 and size == len(data) else data[start:size])
-        return pieces
+            if not self._judged:
+                self._judge(kind, length)
+            start, at = at, at + _HEADER + length
+            self._judged = at > size
+            if self._judged:
+                at = start
+                break
+            frame = data[start:at]
+            yield _read_goaway(frame) if kind == _GOAWAY else frame
+        self._rest = data[at:]
 
     def _judge(self, kind: int, length: int) -> None:
         if length > MAX_FRAME:

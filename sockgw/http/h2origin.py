@@ -203,8 +203,6 @@ class H2OriginConnection:
         self._flush()
         if self._unread > _MAX_UNREAD:
             self._fault("the origin does not read")
-        elif self.draining and not self._streams:
-            self.close()
 
     def connectionLost(self, reason: Failure) -> None:
         self._closed = True
@@ -244,7 +242,6 @@ class H2OriginConnection:
         count = len(self._streams)
         if count >= (self._pool.limits.max_streams if self._settings_seen else _PRESUMED_STREAMS):
             return False
-        # Not as of the last event: h2 may be ahead of what we have handled.
         return count < self._h2.remote_settings.max_concurrent_streams
 
     def attach(self, exchange: H2OriginExchange) -> bool:
@@ -443,6 +440,8 @@ class H2OriginConnection:
                 exchange.fall_back()
             else:
                 exchange.unprocessed("the origin takes no more on this connection")
+        if not self._streams:
+            self.close()
 
     # inside
 
@@ -521,9 +520,13 @@ class H2OriginConnection:
         """There is one exchange less."""
         if self._closed:
             return
-        if not self._streams:
+        if self._streams:
+            self._pool.freed(self)
+        elif self.draining:
+            self.close()
+        else:
             self._rest()
-        self._pool.freed(self)
+            self._pool.freed(self)
 
     def _rest(self) -> None:
         self.deadline = self._pool.deadlines.after(self._pool.keep_alive)

@@ -233,6 +233,7 @@ class H2OriginExchange:
         if self._held_size >= MAX_HELD:
             self.held = None
         self.sent = self.complete
+        self.deadline = None  # of waiting
         self._touch()
 
     def fall_back(self) -> None:
