@@ -1,5 +1,6 @@
 """Certificates for tests, and servers on the loopback that show them."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -81,9 +82,17 @@ def _general_name(name: str) -> x509.GeneralName:
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerContext:
-    """What a TLS server shows; it asks for a certificate where ``ca`` is given."""
+    """What a TLS server shows; it asks for a certificate where ``ca`` is given.
 
-    def __init__(self, certificate: str, key: str, ca: str | None = None) -> None:
+    ``speaks`` are the protocols that it knows (ALPN), the one that it likes best first; ``offered``
+    what it was offered last.
+    """
+
+    def __init__(
+        self, certificate: str, key: str, ca: str | None = None, speaks: Sequence[bytes] = ()
+    ) -> None:
+        self.offered: list[bytes] = []
+        self._speaks = speaks
         self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
         self._context.use_certificate_chain_file(certificate)
         self._context.use_privatekey_file(key)
@@ -92,6 +101,14 @@ class ServerContext:
             self._context.set_verify(
                 SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *args: bool(args[-1])
             )
+
+        if speaks:
+            self._context.set_alpn_select_callback(self._select)
+
+    def _select(self, connection: SSL.Connection, offered: list[bytes]) -> Any:
+        self.offered = offered
+        known = (name for name in self._speaks if name in offered)
+        return next(known, SSL.NO_OVERLAPPING_PROTOCOLS)
 
     def serverConnectionForTLS(self, tlsProtocol: object) -> SSL.Connection:
         return SSL.Connection(self._context, None)

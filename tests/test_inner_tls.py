@@ -19,6 +19,7 @@ from twisted.internet.error import ConnectionLost, NoProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from sockgw.http.negotiated import NegotiatedFactory
 from sockgw.inner.tcp import TCPEndpoint
 from sockgw.inner.tls import TLSEndpoint, TLSError, client_context
 
@@ -33,6 +34,17 @@ class Closing(Protocol):
 class NoFactory(Factory):
     def buildProtocol(self, addr: object) -> None:
         return None
+
+
+class Second(Client):
+    pass
+
+
+class Choice(NegotiatedFactory):
+    protocol = Second
+
+    def negotiated(self, protocol: bytes | None) -> Factory:
+        return self if protocol == b"h2" else CLIENTS
 
 
 class TLSEndpointTests(TestCase):
@@ -74,6 +86,41 @@ class TLSEndpointTests(TestCase):
             client.transport.write(b"echo")
             await client.until(b"hello echo")
             await client.close()
+
+    async def test_the_server_chooses_what_is_spoken(self) -> None:
+        files = self.authority.issue("server", ["localhost"])
+        for speaks, chosen in (
+            ((b"h2", b"http/1.1"), Second),
+            ((b"http/1.1", b"h2"), Client),
+            ((b"http/1.1",), Client),
+            ((b"spdy/1",), Client),  # the handshake goes on without (RFC 7301 would end it)
+            ((), Client),
+        ):
+            context = ServerContext(*files, speaks=speaks)
+            server = Listener(reactor, Echo, context)
+            self.addCleanup(Deferred.fromCoroutine, server.close())
+            client = await self.endpoint(server).connect(Choice())
+            assert type(client) is chosen
+            assert client.transport.wrappedProtocol is client
+            assert context.offered == ([b"h2", b"http/1.1"] if speaks else [])
+            client.transport.write(b"echo")
+            await client.until(b"hello echo")
+
+    async def test_nothing_is_offered_where_there_is_no_choice(self) -> None:
+        files = self.authority.issue("server", ["localhost"])
+        context = ServerContext(*files, speaks=(b"h2",))
+        server = Listener(reactor, Echo, context)
+        self.addCleanup(Deferred.fromCoroutine, server.close())
+        await self.endpoint(server).connect(CLIENTS)
+        assert context.offered == []
+
+    async def test_the_certificate_is_verified_whatever_is_spoken(self) -> None:
+        files = self.other.issue("server", ["localhost"])
+        server = Listener(reactor, Echo, ServerContext(*files, speaks=(b"h2",)))
+        self.addCleanup(Deferred.fromCoroutine, server.close())
+        connecting = self.endpoint(server).connect(Choice())
+        problem = str(await self.assertFailure(connecting, TLSError))
+        assert problem == "certificate's authority is not trusted"
 
     async def test_another_host(self) -> None:
         server = self.serve(["localhost", "*.example.org"])
