@@ -121,6 +121,17 @@ def test_one_dial_for_all_who_wait() -> None:
     assert not any(handler.over for handler in handlers)
 
 
+def test_one_dial_after_the_other_while_somebody_waits() -> None:
+    bench = H2Bench(dial_at_once=False, http2=H2Limits(max_streams=2))
+    for _ in range(5):
+        bench.request()
+    while bench.waiting:
+        assert len(bench.waiting) == 1
+        bench.answer_dial()
+    bench.meet()
+    assert [peer.requests for peer in bench.peers] == [[1, 3], [1, 3], [1]]
+
+
 def test_a_dial_that_fails() -> None:
     bench = H2Bench(dial_at_once=False)
     handlers = [bench.request() for _ in range(2)]

@@ -26,6 +26,7 @@ from originfakes import Bench, Handler
 from twisted.logger import LogEvent, globalLogPublisher
 
 from sockgw.http.client import Origin
+from sockgw.http.h2connections import H2Limits
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers
 
@@ -128,6 +129,13 @@ def test_a_body_goes_as_it_comes_and_ends_with_the_request(bench: H2Bench) -> No
     handler.exchange.finish()
     assert bench.peer.ended(1)
     assert bench.peer.body(1) == b"hello"
+
+
+def test_nothing_is_written_after_the_end(bench: H2Bench) -> None:
+    handler = bench.request("POST", complete=False)
+    handler.exchange.finish()
+    handler.exchange.write(b"more")
+    assert handler.code is StreamCode.PROTOCOL_ERROR
 
 
 def test_trailers_of_a_request(bench: H2Bench) -> None:
@@ -384,6 +392,16 @@ def test_a_body_is_as_long_as_it_says_also_before_trailers(bench: H2Bench) -> No
     assert handler.code is StreamCode.ORIGIN_MALFORMED
 
 
+def test_what_is_too_long_does_not_wait_for_its_end(bench: H2Bench) -> None:
+    handler = bench.request()
+    bench.peer.send(
+        bench.peer.raw_head(1, [(":status", "200"), ("content-length", "5")]),
+        frame(DATA, 0, 1, b"hello!"),
+    )
+    assert handler.code is StreamCode.ORIGIN_MALFORMED
+    assert handler.body == b""
+
+
 def test_padding_is_no_body(bench: H2Bench) -> None:
     handler = bench.request()
     bench.peer.head(1)
@@ -427,6 +445,7 @@ def test_no_time_runs_while_paused(bench: H2Bench) -> None:
     handler = bench.request()
     bench.peer.head(1)
     handler.exchange.pause_response()
+    bench.peer.data(1, b"x")
     for _ in range(100):
         bench.turn(10)
         bench.meet()
@@ -561,6 +580,29 @@ def test_a_goaway_in_two_steps_and_in_pieces(bench: H2Bench) -> None:
     assert old.transport.closing == "loseConnection"
     bench.peer.answer(1)
     assert handlers[1].body == b"ok"
+
+
+def test_what_has_moved_is_not_sent_where_it_was() -> None:
+    bench = H2Bench(http2=H2Limits(max_streams=2))
+    first = bench.request("POST", complete=False)
+    moved = bench.request("POST", complete=False)
+    old = bench.peer
+    old.h2.increment_flow_control_window(1_000_000)
+    old.h2.increment_flow_control_window(1_000_000, 1)
+    old.send()
+    other = bench.request("POST", complete=False)
+    new = bench.peer
+    other.exchange.write(b"z" * 65_535)  # all that the connection takes
+    first.exchange.write(b"x" * 100_000)
+    moved.exchange.write(b"y" * 60_000)  # waits for the transport
+    old.send(frame(GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4)))
+    bench.meet()
+    assert old.body(1) == b"x" * 100_000
+    assert old.body(3) == b""
+    assert new.body(3) == b""
+    new.h2.increment_flow_control_window(100_000)
+    new.send()
+    assert new.body(3) == b"y" * 60_000
 
 
 def test_a_lost_connection_and_what_may_be_repeated(bench: H2Bench) -> None:
@@ -698,6 +740,41 @@ def test_pings_beside_content_are_no_flood(bench: H2Bench) -> None:
     assert not bench.transport.closing
 
 
+def test_window_updates_for_what_was_sent_are_no_flood(bench: H2Bench) -> None:
+    handler = bench.request("POST", complete=False)
+    update = (1).to_bytes(4, "big")
+    for _ in range(11_000):
+        handler.exchange.write(b"x")
+        bench.transport.decrypted(frame(8, 0, 0, update) + frame(8, 0, 1, update))
+        bench.transport.buffered = b""
+    assert not bench.transport.closing
+
+
+def test_heads_that_answer_requests_are_no_flood(bench: H2Bench) -> None:
+    for stream in range(1, 41, 2):
+        handler = bench.request()
+        if stream == 1:
+            bench.transport.protocol._scanner.spare = 4
+        for status in ("103", "103", "200"):
+            end = END_STREAM if status == "200" else 0
+            bench.peer.send(bench.peer.raw_head(stream, [(":status", status)], END_HEADERS | end))
+        assert handler.trailers == []
+
+
+def test_an_origin_that_reads_its_answers_late(bench: H2Bench) -> None:
+    handler = bench.request("POST", complete=False)
+    bench.peer.h2.increment_flow_control_window(1_000_000)
+    bench.peer.h2.increment_flow_control_window(1_000_000, 1)
+    bench.peer.send()
+    for _ in range(3):
+        handler.exchange.write(b"x" * 80_000)  # the transport is full
+        for _ in range(3_000):
+            bench.transport.decrypted(frame(PING, 0, 0, bytes(8)))
+        bench.transport.protocol._scanner.spare = 10_000
+        bench.meet()
+    assert not bench.transport.closing
+
+
 def test_an_origin_that_does_not_read_its_answers(bench: H2Bench) -> None:
     handler = bench.request("POST", complete=False)
     bench.peer.h2.increment_flow_control_window(1_000_000)
@@ -782,6 +859,16 @@ def test_an_origin_without_a_sign_of_life(bench: H2Bench) -> None:
     bench.meet()
     bench.peer.answer(1)
     assert again.body == b"ok"
+
+
+def test_an_origin_that_talks_is_not_asked(bench: H2Bench) -> None:
+    bench.request()
+    bench.peer.head(1)
+    for _ in range(12):
+        bench.turn(5)
+        bench.peer.data(1, b"x")
+        bench.meet()
+    assert not any(isinstance(event, PingReceived) for event in bench.peer.events)
 
 
 def test_silence_of_both_sides(bench: H2Bench) -> None:

@@ -192,7 +192,7 @@ class OriginPool:
             self._h2.close()
             for connection in list(self._open):
                 connection.shut_down()
-            self.check_closed()
+            self._check_closed()
         return self._closed
 
     # for exchanges and connections
@@ -232,7 +232,7 @@ class OriginPool:
         self.deadlines.discard(connection)
         if isinstance(connection, OriginConnection):
             self.idle.discard(connection)
-        self.check_closed()
+        self._check_closed()
 
     def _connected(self, protocol: IProtocol, exchange: OriginExchange) -> None:
         connection = cast(OriginConnection, protocol)
@@ -245,7 +245,7 @@ class OriginPool:
         else:
             connection.origin = exchange.origin
             exchange.connected(connection)
-        self.check_closed()
+        self._check_closed()
 
     def _not_connected(self, failure: Failure, exchange: OriginExchange) -> None:
         self._dialling.discard(exchange)
@@ -258,7 +258,7 @@ class OriginPool:
         else:
             self._log.failure("Dialling {origin} failed", failure, origin=exchange.origin)
             self.fail_later(exchange, StreamCode.INTERNAL_ERROR, "dialling failed")
-        self.check_closed()
+        self._check_closed()
 
     def _log_error(self, failure: Failure) -> None:
         self._log.failure("A new connection was not taken", failure)
@@ -269,12 +269,10 @@ class OriginPool:
         """Fail the exchange in the next turn: request() may not have returned yet."""
         self._clock.callLater(0, exchange.fail, code, detail)
 
-    def check_closed(self) -> None:
-        """Notice the end, if it is one."""
+    def _check_closed(self) -> None:
         closed = self._closed
-        if closed is None or closed.called or self._open or self._dialling or self._h2.dialling:
-            return
-        closed.callback(None)
+        if closed is not None and not closed.called and not self._open and not self._dialling:
+            closed.callback(None)
 
 
 class _Factory(Factory):

@@ -93,16 +93,6 @@ class H2Connections:
         for connections in list(self._origins.values()):
             connections.close()
 
-    @property
-    def closing(self) -> bool:
-        """Whether all is to end."""
-        return self._pool.closing
-
-    @property
-    def dialling(self) -> bool:
-        """Whether anything is being dialled."""
-        return any(connections.dialling for connections in self._origins.values())
-
     # for exchanges
 
     def wait(self, exchange: H2OriginExchange) -> None:
@@ -167,7 +157,6 @@ class H2Connections:
         """Nothing is left of them but connections that take no new exchanges."""
         if self._origins.get(origin) is connections:
             del self._origins[origin]
-        self._pool.check_closed()
 
     def _of(self, origin: Origin) -> OriginConnections:
         connections = self._origins.get(origin)
@@ -193,11 +182,6 @@ class OriginConnections:
         self.keep_alive = all_of_them.keep_alive
         self.max_header_size = all_of_them.max_header_size
         self.max_header_count = all_of_them.max_header_count
-
-    @property
-    def dialling(self) -> bool:
-        """Whether a connection is being dialled."""
-        return self._dialling is not None
 
     def take(self, exchange: H2OriginExchange) -> None:
         """Send the exchange's request, or let it wait."""
@@ -268,9 +252,7 @@ class OriginConnections:
             self._fall_back(protocol)
         else:
             connection = cast(H2OriginConnection, protocol)
-            if self._all.closing:
-                connection.drop()  # the dialler would not be cancelled
-            elif connection.closed:
+            if connection.closed:
                 self._fail_waiting(StreamCode.ORIGIN_CLOSED, "closed before the request")
             else:
                 self._connections.append(connection)
@@ -301,9 +283,6 @@ class OriginConnections:
             self._all.fail_later(exchange, code, detail)
 
     def _fall_back(self, connection: OriginConnection) -> None:
-        if self._all.closing:
-            connection.drop()
-            return
         if connection.closed:
             self._fail_waiting(StreamCode.ORIGIN_CLOSED, "closed before the request")
             return

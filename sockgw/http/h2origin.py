@@ -239,10 +239,13 @@ class H2OriginConnection:
         """Whether it takes another exchange."""
         if self.draining or self._closed:
             return False
-        count = len(self._streams)
-        if count >= (self._pool.limits.max_streams if self._settings_seen else _PRESUMED_STREAMS):
-            return False
-        return count < self._h2.remote_settings.max_concurrent_streams
+        limit = min(
+            self._pool.limits.max_streams,
+            self._h2.remote_settings.max_concurrent_streams
+            if self._settings_seen
+            else _PRESUMED_STREAMS,
+        )
+        return len(self._streams) < limit
 
     def attach(self, exchange: H2OriginExchange) -> bool:
         """Send the exchange's request; return False where its numbers have run out."""
