@@ -217,6 +217,8 @@ def test_a_window_that_the_settings_open(bench: H2Bench) -> None:
     handler = bench.request("POST", complete=False)
     bench.peer.h2.increment_flow_control_window(1_000_000)
     handler.exchange.write(b"x" * 200_000)
+    bench.peer.send()
+    assert len(bench.peer.body(1)) == 65_535
     assert handler.exchange.congested
     bench.peer.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 300_000})
     bench.peer.send()
@@ -583,8 +585,9 @@ def test_a_goaway_in_two_steps_and_in_pieces(bench: H2Bench) -> None:
 
 
 def test_what_has_moved_is_not_sent_where_it_was() -> None:
-    bench = H2Bench(http2=H2Limits(max_streams=2))
+    bench = H2Bench(http2=H2Limits(max_streams=3))
     first = bench.request("POST", complete=False)
+    also = bench.request("POST", complete=False)
     moved = bench.request("POST", complete=False)
     old = bench.peer
     old.h2.increment_flow_control_window(1_000_000)
@@ -595,10 +598,11 @@ def test_what_has_moved_is_not_sent_where_it_was() -> None:
     other.exchange.write(b"z" * 65_535)  # all that the connection takes
     first.exchange.write(b"x" * 100_000)
     moved.exchange.write(b"y" * 60_000)  # waits for the transport
-    old.send(frame(GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4)))
+    old.send(frame(GOAWAY, 0, 0, (3).to_bytes(4, "big") + bytes(4)))
     bench.meet()
     assert old.body(1) == b"x" * 100_000
     assert old.body(3) == b""
+    assert not also.over
     assert new.body(3) == b""
     new.h2.increment_flow_control_window(100_000)
     new.send()
