@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sockgw.http.networks import UNIX_PEER, Networks, canonical
 from sockgw.protocol.heads import Headers
 
-__all__ = ["STRIPPED", "ClientView", "Forwarding", "is_protected", "names_a_method"]
+__all__ = ["STRIPPED", "ClientView", "Forwarding", "is_protected", "names_a_method", "with_prefix"]
 
 #: Lower-case names of the fields that this gateway writes itself: the client's own never pass.
 STRIPPED = frozenset(
@@ -40,6 +40,9 @@ STRIPPED = frozenset(
 _TRUE_SPELLING_ONLY = frozenset((b"host", b"content-length", b"transfer-encoding"))
 
 _METHOD_OVERRIDES = frozenset((b"x-http-method", b"x-http-method-override", b"x-method-override"))
+
+_PREFIX = b"x-forwarded-prefix"
+_PATH = re.compile(rb"(?:/[A-Za-z0-9._~!$&'()*+:=@%-]+)*/?")
 
 _OTHER_FORWARDED = b"x-forwarded-"  # -prefix, -server, -user, ...: believed by many origins
 
@@ -100,6 +103,23 @@ def is_protected(lower_name: bytes, trusted: bool = False) -> bool:
 def names_a_method(lower_name: bytes) -> bool:
     """Tell whether a field of that name, in lower case, makes frameworks take another method."""
     return lower_name[:1] == b"x" and lower_name.translate(_AS_HYPHENS) in _METHOD_OVERRIDES
+
+
+def with_prefix(headers: Headers, prefix: bytes) -> Headers:
+    """Return a request's fields with ``X-Forwarded-Prefix``: what was taken off its path.
+
+    The fields are those that may pass: one among them is from a trusted proxy that took its own
+    prefix off before, which then comes first. Where that makes no sense it counts as absent.
+    """
+    told = b""
+    result = []
+    for field in headers:
+        if field[0].lower() == _PREFIX:
+            told = field[1] if _PATH.fullmatch(field[1]) else b""
+        else:
+            result.append(field)
+    result.append((b"X-Forwarded-Prefix", told.removesuffix(b"/") + prefix))
+    return result
 
 
 @dataclass(slots=True)

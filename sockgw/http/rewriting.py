@@ -5,14 +5,21 @@ scheme and host in any case, the default port written or not), or with ``//`` an
 (RFC 3986, section 4.2). Everything else merely looks alike and stays: relative references, the
 origin as text in a path or query, longer host names, user information before the host, and the
 other scheme on the same host, which is another origin that the public one does not stand for.
+
+Where a gateway changes the beginning of paths, that is undone: in references to the origin, in
+those that are a path alone, and in the ``Path`` of cookies. Relative ones need nothing. A path that
+has the public beginning already stays, since origins that are told of it (``X-Forwarded-Prefix``)
+write it themselves. One that no request can have, because it lies outside of what the gateway adds,
+has no public form and stays, too.
 """
 
 import re
+from dataclasses import dataclass
 
 from sockgw.http.networks import canonical
 from sockgw.protocol.heads import Headers
 
-__all__ = ["Rewriter"]
+__all__ = ["Prefixes", "Rewriter"]
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
@@ -34,11 +41,90 @@ _LINK = re.compile(rb"\"(?:[^\"\\]++|\\.)*+\"?|<([^<>]*+)>")
 _COOKIE = re.compile(rb"[^=;]*=[ \t]*\"[^\"]*\"|[^;]*")
 
 
+# Reads as `/`, to browsers at least, or as nothing: before a slash it makes a path a host's name.
+_SLASHES = b"/\\\t"
+_PATH = re.compile(rb"[^?#]*")
+_DOTS = re.compile(rb"[^?#]*/(?:\.|%2e){1,2}(?=[/?#]|\Z)", re.IGNORECASE)
+_ESCAPED_DOT = re.compile(rb"%2e", re.IGNORECASE)
+# What ends a segment, and a path.
+_BOUNDARIES = (b"", b"/", b"?", b"#")
+# RFC 6265bis, section 4.1.3: user agents take such a cookie with Path=/ only.
+_HOST_COOKIE = b"__host-"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefixes:
+    """How the paths of clients and of the origin differ: in what they begin with.
+
+    Absolute paths without a final slash; empty where nothing stands in place of the other.
+    """
+
+    public: bytes
+    origin: bytes
+
+    def reference(self, path: bytes) -> bytes:
+        """Return an absolute path of the origin, with query and fragment, as clients know it."""
+        if _DOTS.match(path):
+            end = _PATH.match(path).end()  # type: ignore[union-attr]
+            path = _without_dots(path[:end]) + path[end:]
+        if not _begins(path, self.origin):
+            return path
+        if not self.origin and _begins(path, self.public):
+            return path
+        rest = path[len(self.origin) :]
+        if self.public:
+            return self.public + rest
+        return b"/" + rest.lstrip(_SLASHES)  # `//` would begin the name of a host
+
+    def cookie_path(self, path: bytes) -> bytes:
+        """Return the ``Path`` of a cookie of the origin as clients know it."""
+        if path[:1] != b"/":
+            return path  # as if there were none (RFC 6265, section 5.2.4)
+        if self.origin and _begins(self.origin, path.rstrip(b"/")):
+            return self.public or b"/"  # all that clients see of the origin
+        if not _begins(path, self.origin) or (not self.origin and _begins(path, self.public)):
+            return path
+        if path == b"/":
+            return self.public
+        return self.public + path[len(self.origin) :]
+
+
+def _begins(path: bytes, prefix: bytes) -> bool:
+    """Whether the path's first segments are those of the prefix."""
+    return path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in _BOUNDARIES
+
+
+def _without_dots(path: bytes) -> bytes:
+    """Return an absolute path as a client reads it (RFC 3986, section 5.2.4)."""
+    kept: list[bytes] = []
+    plain = b""
+    for segment in path.split(b"/")[1:]:
+        plain = _ESCAPED_DOT.sub(b".", segment)
+        if plain == b"..":
+            if kept:
+                kept.pop()
+        elif plain != b".":
+            kept.append(segment)
+    if plain in (b".", b".."):
+        kept.append(b"")
+    return b"/" + b"/".join(kept)
+
+
 class Rewriter:
     """Rewrites what the responses of one target say about where they come from."""
 
-    def __init__(self, target_scheme: bytes, target_host: bytes, target_port: int) -> None:
-        """``target_host`` is a host name or an IP address, IPv6 with or without brackets."""
+    def __init__(
+        self,
+        target_scheme: bytes,
+        target_host: bytes,
+        target_port: int,
+        prefixes: Prefixes | None = None,
+    ) -> None:
+        """``target_host`` is a host name or an IP address, IPv6 with or without brackets.
+
+        Empty where it is not known: then only paths are rewritten.
+        """
+        self._prefixes = prefixes
         host = target_host.lower()
         if b":" in host and not host.startswith(b"["):
             host = b"[" + host + b"]"
@@ -46,7 +132,9 @@ class Rewriter:
         if target_port == _DEFAULT_PORTS.get(target_scheme):
             port = b"(?::0*%d|:)?" % target_port
         self._origin = re.compile(
-            rb"(%b:)?//%b%b(?=[/?#]|[ \t]*\Z)" % (re.escape(target_scheme), re.escape(host), port),
+            rb"(%b:)?//%b%b(?=[/?#]|[ \t]*\Z)" % (re.escape(target_scheme), re.escape(host), port)
+            if host
+            else rb"(?!)(x)",
             re.IGNORECASE,
         )
         self._host = host
@@ -95,9 +183,15 @@ class Rewriter:
 
     def _reference(self, value: bytes, scheme: bytes, authority: bytes) -> bytes:
         match = self._origin.match(value)
+        prefixes = self._prefixes
         if match is None:
-            return value
-        return (scheme + b"://" if match[1] else b"//") + authority + value[match.end() :]
+            if prefixes is None or value[:1] != b"/" or value[1:2] == b"/":
+                return value
+            return prefixes.reference(value)
+        rest = value[match.end() :]
+        if prefixes is not None:
+            rest = prefixes.reference(rest if rest[:1] == b"/" else b"/" + rest)
+        return (scheme + b"://" if match[1] else b"//") + authority + rest
 
     def _refresh(self, value: bytes, scheme: bytes, authority: bytes) -> bytes:
         match = _REFRESH.match(value)
@@ -120,7 +214,7 @@ class Rewriter:
         return b"".join(pieces) + value[done:]
 
     def _cookie(self, value: bytes, public_host: bytes) -> bytes:
-        """Rewrite ``Domain`` (RFC 6265, section 5.2.3), never the cookie's name or value.
+        """Rewrite ``Domain`` and ``Path`` (RFC 6265, section 5.2), never the name or the value.
 
         The target's own name becomes the public one; where that can have no subdomains (an address,
         a name without a dot) the attribute goes, which leaves the cookie to this host. A parent
@@ -129,6 +223,9 @@ class Rewriter:
         """
         pair = _COOKIE.match(value)
         end = pair.end() if pair is not None else 0
+        prefixes = self._prefixes
+        if value.lstrip(b" \t")[: len(_HOST_COOKIE)].lower() == _HOST_COOKIE:
+            prefixes = None
         kept = []
         for attribute in value[end:].split(b";"):
             name, _, text = attribute.partition(b"=")
@@ -140,6 +237,11 @@ class Rewriter:
                     attribute = name + b"=" + public_host
                 elif domain in self._parents and not _within(public_host, domain):
                     continue
+            elif prefixes is not None and name.strip(b" \t").lower() == b"path":
+                path = text.strip(b" \t")
+                public_path = prefixes.cookie_path(path)
+                if public_path != path:
+                    attribute = name + b"=" + public_path
             kept.append(attribute)
         return value[:end] + b";".join(kept)
 

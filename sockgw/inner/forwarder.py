@@ -226,6 +226,7 @@ class _Passage:
     # ------------------------------------------------------------------ from the origin
 
     def informed(self, head: ResponseHead) -> None:
+        head.origin = self.told_origin
         self._respond(head)
 
     def responded(self, head: ResponseHead) -> None:

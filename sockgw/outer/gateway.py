@@ -18,11 +18,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from sockgw.deadlines import Deadlines
 from sockgw.http.application import NOBODY, ClientExchange, Connection, RequestHandler
-from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method
+from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method, with_prefix
 from sockgw.http.framing import HttpError
 from sockgw.http.headers import end_to_end, get, lower
 from sockgw.http.networks import UNIX_PEER, canonical
-from sockgw.http.rewriting import Rewriter
+from sockgw.http.rewriting import Prefixes, Rewriter
 from sockgw.outer.accesslog import AccessLog, Entry
 from sockgw.outer.admin import Failure
 from sockgw.outer.challenges import PREFIX, Challenges
@@ -35,7 +35,7 @@ from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import forbidden_reason
 from sockgw.outer.proxyheader import proxy_header
 from sockgw.outer.rawclient import RawClient
-from sockgw.outer.refusals import BAD_HEAD, NO_TARGET, Refusal, answer
+from sockgw.outer.refusals import BAD_HEAD, NO_PATH, NO_TARGET, Refusal, answer
 from sockgw.outer.registry import Affinity, Registry
 from sockgw.outer.relay import Relay
 from sockgw.outer.routes import Route, route_to
@@ -55,6 +55,9 @@ _DRAINING = Refusal(503, "this gateway is about to stop", "connection_limit_reac
 # (CVE-2016-5385 and its kin).
 _NOT_PASSED = frozenset((b"host", b"proxy"))
 
+
+#: An origin as an inner layer tells it (None: it does not), and the route's prefixes.
+_Service = tuple[tuple[str, str, int] | None, Prefixes | None]
 
 _NO_HEAD = RequestHead(b"-", b"-", [])  # of a request that is none
 
@@ -93,7 +96,7 @@ class Gateway:
         self._max_connections = config.max_connections
         self._routes: dict[str, Route] = {}
         self._targets = Targets()
-        self._service_rewriters: dict[tuple[str, str, int], Rewriter] = {}
+        self._service_rewriters: dict[_Service, Rewriter] = {}
         # Unique in this process and, by its random part, among all others.
         self._id_prefix = os.urandom(6).hex()
         self._ids = count(1)
@@ -190,37 +193,46 @@ class Gateway:
             known = self._challenges.find(head.target)
             if known is not None and head.method in (b"GET", b"HEAD"):
                 return self._plain(exchange, view, request_id, 200, known)
-        target = self._targets.match(view.host.decode("latin-1"))
-        if target is None or target.protocol not in HTTP:
+        found = self._targets.match(view.host.decode("latin-1"))
+        if found is None or found.protocol not in HTTP:
             return self._without_target(exchange, view, request_id)
+        name = found.name
         if self.draining and self.seconds() >= self._last_call:
-            return self._refuse(exchange, _DRAINING, view, request_id, target)
+            return self._refuse(exchange, _DRAINING, view, request_id, name)
         elsewhere = self.https.redirect(head, view)
         if elsewhere is not None:
-            return self._finally(exchange, view, request_id, elsewhere, b"", target.name)
+            return self._finally(exchange, view, request_id, elsewhere, b"", name)
         request_target = head.target
-        policy = target.policy
-        if not policy.unrestricted:
-            try:
-                path, request_target = resolve(request_target)
-            except PathRefused as error:
-                refusal = Refusal(400, str(error), "http_request_error")
-                return self._refuse(exchange, refusal, view, request_id, target)
+        try:
+            if isinstance(found, Target):
+                target = found
+                resolved = None if target.policy.unrestricted else resolve(request_target)
+            else:
+                on_path = found.match(request_target)
+                if on_path is None:
+                    return self._refuse(exchange, NO_PATH, view, request_id, name)
+                target, resolved = on_path
+                name = target.name
+        except PathRefused as error:
+            refusal = Refusal(400, str(error), "http_request_error")
+            return self._refuse(exchange, refusal, view, request_id, name)
+        if resolved is not None:
+            path, request_target = resolved
             method = head.method.decode("ascii")
-            if not policy.allows(method, path):
+            if not target.policy.allows(method, path):
                 host = target.service or target.hostname
                 reason = forbidden_reason(method, target.protocol, host, target.port, path)
                 refusal = Refusal(403, reason, "http_request_denied")
-                return self._refuse(exchange, refusal, view, request_id, target)
+                return self._refuse(exchange, refusal, view, request_id, name)
         affinity: Affinity = connection.affinity  # type: ignore[assignment]
         if affinity is None:
             affinity = {}
             connection.affinity = affinity
-        route = self._routes[target.name]
+        route = self._routes[name]
         try:
-            headers = self._request_headers(head.headers, target, view, request_id)
+            headers = self._request_headers(head.headers, route, view, request_id)
         except ValueError:
-            return self._refuse(exchange, BAD_HEAD, view, request_id, target)
+            return self._refuse(exchange, BAD_HEAD, view, request_id, name)
         head = RequestHead(head.method, request_target, headers, head.upgrade)
         relay = Relay(self, exchange, head, route, view, affinity, request_id)
         self._deadlines.watch(relay)
@@ -254,7 +266,7 @@ class Gateway:
         )
         request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
         if target.clients is not None and not target.clients.contains(peer):
-            return self._refuse(exchange, _NO_CLIENT, view, request_id, target)
+            return self._refuse(exchange, _NO_CLIENT, view, request_id, target.name)
         head = RequestHead(b"CONNECT", b"", [])
         route = self._routes.get(target.name) or route_to(target)
         relay = Relay(self, exchange, head, route, view, {}, request_id)
@@ -314,17 +326,21 @@ class Gateway:
     def rewriter(self, route: Route, origin: tuple[str, str, int] | None) -> Rewriter | None:
         """Return what rewrites the responses of a route; ``origin`` as the inner layer tells it.
 
-        None for a service of which it tells nothing.
+        None where it tells nothing and paths stay as they are.
         """
-        if route.rewriter is not None or origin is None:
+        if route.rewriter is not None:
             return route.rewriter
-        rewriter = self._service_rewriters.get(origin)
+        prefixes = route.prefixes
+        if origin is None and prefixes is None:
+            return None
+        key = (origin, prefixes)
+        rewriter = self._service_rewriters.get(key)
         if rewriter is None:
             if len(self._service_rewriters) >= _MAX_SERVICE_ORIGINS:
                 self._service_rewriters.clear()
-            protocol, hostname, port = origin
-            rewriter = Rewriter(protocol.encode(), hostname.encode(), port)
-            self._service_rewriters[origin] = rewriter
+            protocol, hostname, port = origin or ("", "", 0)
+            rewriter = Rewriter(protocol.encode(), hostname.encode(), port, prefixes)
+            self._service_rewriters[key] = rewriter
         return rewriter
 
     def answer(
@@ -402,11 +418,14 @@ class Gateway:
     # ------------------------------------------------------------------ inside
 
     def _request_headers(
-        self, headers: Headers, target: Target, view: ClientView, request_id: bytes
+        self, headers: Headers, route: Route, view: ClientView, request_id: bytes
     ) -> Headers:
+        target = route.target
         result = self._passed(headers, target, view.trusted)
         if target.preserve_host and view.host:
             result.append((b"Host", view.host))
+        if route.forwarded_prefix:
+            result = with_prefix(result, route.forwarded_prefix)
         result += self._forwarding.headers_for(view)
         result.append((b"X-Request-ID", request_id))
         return result
@@ -428,7 +447,7 @@ class Gateway:
     ) -> RequestHandler:
         path = exchange.head.target
         if path not in (b"/healthz", b"/readyz"):
-            return self._refuse(exchange, NO_TARGET, view, request_id, None)
+            return self._refuse(exchange, NO_TARGET, view, request_id, "")
         problem = "" if path == b"/healthz" else self.unready
         status, body = (503, problem.encode() + b"\n") if problem else (200, b"ok\n")
         return self._plain(exchange, view, request_id, status, body)
@@ -482,8 +501,9 @@ class Gateway:
         refusal: Refusal,
         view: ClientView,
         request_id: bytes,
-        target: Target | None,
+        target: str,
     ) -> RequestHandler:
+        """Answer a request that goes nowhere; ``target`` is its name, if it has one."""
         self.answer(exchange, refusal, request_id, view)
         self._record_refusal(
             view.address,
@@ -492,7 +512,7 @@ class Gateway:
             request_id.decode("ascii"),
             started=exchange.started,
             bytes_out=exchange.bytes_sent,
-            target=target.name if target is not None else "",
+            target=target,
             protocol=exchange.protocol,
         )
         return NOBODY

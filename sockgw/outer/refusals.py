@@ -16,6 +16,7 @@ __all__ = [
     "BAD_HEAD",
     "BUSY",
     "NO_INNER_LAYER",
+    "NO_PATH",
     "NO_TARGET",
     "TOO_MANY_HELD",
     "Refusal",
@@ -35,6 +36,7 @@ class Refusal:
 
 
 NO_TARGET = Refusal(404, "no target has this host name", "destination_not_found")
+NO_PATH = Refusal(404, "no target of this host has this path", "destination_not_found")
 NO_INNER_LAYER = Refusal(
     502, "no inner layer for this target is connected", "destination_unavailable"
 )

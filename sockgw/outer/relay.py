@@ -315,13 +315,7 @@ class Relay:
         if health.failing:
             health.reached(self.route.target.name, self.member)
         try:
-            headers = end_to_end(head.headers, _OWN)
-            rewriter = self._gateway.rewriter(self.route, head.origin)
-            if rewriter is not None:
-                view = self.view
-                headers = rewriter.rewrite(
-                    headers, view.proto, view.authority(), self._gateway.remove_csps
-                )
+            headers = self._rewritten(head, end_to_end(head.headers, _OWN))
             headers.append((b"X-Request-ID", self.request_id))
             self._gateway.https.mark(headers, self.view.proto)
             if head.status == 101 and not upgrades_to(head.upgrade, self.head.upgrade):
@@ -444,9 +438,17 @@ class Relay:
         if head.status == _CONTINUE and not self.exchange.expects_continue:
             return
         try:
-            self.exchange.inform(head.status, end_to_end(head.headers))
+            self.exchange.inform(head.status, self._rewritten(head, end_to_end(head.headers)))
         except ValueError:
             self._fail(StreamCode.ORIGIN_MALFORMED, "an interim head that cannot be written")
+
+    def _rewritten(self, head: ResponseHead, headers: Headers) -> Headers:
+        """Return the fields of an answer as the client should see them."""
+        rewriter = self._gateway.rewriter(self.route, head.origin)
+        if rewriter is None:
+            return headers
+        view = self.view
+        return rewriter.rewrite(headers, view.proto, view.authority(), self._gateway.remove_csps)
 
     def _fail(self, code: StreamCode, detail: str) -> None:
         """End both sides by our own decision."""

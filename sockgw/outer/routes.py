@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sockgw.http.rewriting import Rewriter
+from sockgw.http.rewriting import Prefixes, Rewriter
 from sockgw.outer.targets import HTTP, Target
 from sockgw.protocol.payloads import Destination
 
@@ -17,18 +17,26 @@ class Route:
     destination: Destination
     #: None for a service, whose origin the inner layer tells, and where there are no headers.
     rewriter: Rewriter | None
+    #: How paths differ between client and origin, for that rewriter; None: they do not.
+    prefixes: Prefixes | None = None
+    #: What the origin is told of that; b"": nothing.
+    forwarded_prefix: bytes = b""
 
 
 def route_to(target: Target) -> Route:
     """Return the route to a target."""
+    strip, add = target.strip_prefix.encode(), target.add_prefix.encode()
+    prefixes = Prefixes(strip, add) if strip or add else None
     # Passed through, TLS is a connection like any other.
     protocol = "tcp" if target.protocol == "tls" else target.protocol
     if target.service is not None:
         wanted = "" if protocol in HTTP else protocol
-        return Route(target, Destination(wanted, service=target.service, http2=target.http2), None)
+        to = Destination(wanted, service=target.service, http2=target.http2)
+        return Route(target, to, None, prefixes, strip)
     to = Destination(
         protocol, target.hostname, target.port, socket=target.socket, http2=target.http2
     )
     if protocol not in HTTP:
         return Route(target, to, None)
-    return Route(target, to, Rewriter(protocol.encode(), target.hostname.encode(), target.port))
+    rewriter = Rewriter(protocol.encode(), target.hostname.encode(), target.port, prefixes)
+    return Route(target, to, rewriter, prefixes, strip)

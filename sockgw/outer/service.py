@@ -306,21 +306,13 @@ class OuterService(Daemon):
 
 
 def _target_view(target: Target) -> TargetView:
-    if target.service is not None:
-        destination = f"service {target.service}"
-    elif target.socket:
-        destination = f"{target.protocol} over unix:{target.socket}"
-    else:
-        destination = f"{target.protocol}://{target.hostname}:{target.port}"
-    if target.listen:
-        destination += f" from {target.listen}"
     policy = [
         f"{rule.path} {'*' if rule.methods is None else ' '.join(sorted(rule.methods))}"
         for rule in target.policy.rules
     ]
     return TargetView(
         name=target.name,
-        destination=destination,
+        destination=target.destination,
         policy=policy,
         identifiers=sorted(target.identifiers) if target.identifiers is not None else [],
     )

@@ -1,12 +1,18 @@
 """Targets: which public host names, and which ports, lead to which private services."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address
+from typing import TYPE_CHECKING
 
 from sockgw.http.networks import Networks
 from sockgw.outer.policy import Policy
+
+if TYPE_CHECKING:
+    from sockgw.outer.pathrouting import Paths
 
 __all__ = ["HTTP", "Target", "Targets"]
 
@@ -23,8 +29,8 @@ class Target:
     """Where requests for one public host name go, and which of them may."""
 
     name: str
-    """The public host name, as in the file; may be ``*.example.org`` or ``*``. With ``tcp`` and
-    ``udp`` a label: clients come by the port."""
+    """The public host name, as in the file; may be ``*.example.org`` or ``*``. For a path the path
+    follows: ``www.example.org/api``. With ``tcp`` and ``udp`` a label: clients come by the port."""
     protocol: str
     """``https``, ``http``, ``tcp``, ``tls`` (passed through, found by SNI) or ``udp``. For a
     service ``http`` stands for both: the inner layer alone knows better."""
@@ -53,6 +59,36 @@ class Target:
     proxy_protocol: int = 0
     """The version of the PROXY header that the origin gets; 0 for none. Only for ``tcp`` and
     ``tls``."""
+    prefix: str = ""
+    """What the paths of its requests begin with, in normal form and without a final slash, except
+    for ``/``; empty for the host's own target."""
+    strip_prefix: str = ""
+    """What is taken off the beginning of the path: the prefix, or its first segments."""
+    add_prefix: str = ""
+    """What is put there."""
+
+    @property
+    def destination(self) -> str:
+        """Where it leads, for people."""
+        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
+        if self.service is not None:
+            to = f"service {self.service}"
+            if self.protocol not in HTTP:
+                to = f"{self.protocol} {to}"
+        elif self.socket and self.protocol not in HTTP:
+            to = f"{self.protocol} at unix:{self.socket}"
+        else:
+            to = f"{self.protocol}://{host}:{self.port}"
+            if self.socket:
+                to += f" at unix:{self.socket}"
+        notes = [f"from {self.listen}"] if self.listen else []
+        if self.strip_prefix or self.add_prefix:
+            notes.append(f"{self.strip_prefix}/… as {self.add_prefix}/…")
+        if self.http2:
+            notes.append("HTTP/2")
+        if self.proxy_protocol:
+            notes.append(f"PROXY protocol {self.proxy_protocol}")
+        return ", ".join((to, *notes))
 
 
 class Targets:
@@ -61,14 +97,14 @@ class Targets:
     __slots__ = ("_all", "_catch_all", "_exact", "_wildcards", "ports")
 
     def __init__(
-        self, targets: Mapping[str, Target] | None = None, ports: Iterable[Target] = ()
+        self, targets: Mapping[str, Target | Paths] | None = None, ports: Iterable[Target] = ()
     ) -> None:
         """``targets`` has hosts in the form in which they are compared, ``*.host`` or ``*`` as
         keys; ``ports`` are those with a listener of their own."""
         by_pattern = targets or {}
         #: Those that are reached by their port, and not by a host name.
         self.ports = tuple(ports)
-        self._all = (*by_pattern.values(), *self.ports)
+        self._all = (*_each(by_pattern.values()), *self.ports)
         self._catch_all = by_pattern.get("*")
         self._wildcards = {
             pattern[2:]: target for pattern, target in by_pattern.items() if pattern[:2] == "*."
@@ -77,8 +113,11 @@ class Targets:
             pattern: target for pattern, target in by_pattern.items() if pattern[0] != "*"
         }
 
-    def match(self, host: str) -> Target | None:
-        """Return the most specific target for a ``Host``, which may have a port, or None."""
+    def match(self, host: str) -> Target | Paths | None:
+        """Return the most specific target for a ``Host``, which may have a port, or None.
+
+        For a host with path routing its paths, which say more when they are given one.
+        """
         host = host.lower()
         found = self._exact.get(host)
         if found is not None:
@@ -109,3 +148,11 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self._all)
+
+
+def _each(entries: Iterable[Target | Paths]) -> Iterator[Target]:
+    for entry in entries:
+        if isinstance(entry, Target):
+            yield entry
+        else:
+            yield from entry

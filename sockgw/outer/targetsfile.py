@@ -3,7 +3,9 @@
 import difflib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import AddressValueError, IPv6Address
+from posixpath import normpath
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -11,6 +13,8 @@ from twisted.logger import Logger
 from sockgw.endpoints import udp_address, validate
 from sockgw.files import Watched
 from sockgw.http.networks import Networks
+from sockgw.outer.pathrouting import Paths, segments
+from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import parse_policy, shown
 from sockgw.outer.targets import HTTP, Target, Targets
 from sockgw.yamlfile import MAX_SIZE, ConfigError, YamlNode, load_yaml
@@ -25,19 +29,22 @@ _OVER_SOCKETS = ("http", "tcp", "tls")
 
 # Keys of every target, and of those whose requests, or whose bytes alone, the gateway sees.
 _COMMON = ("protocol", "hostname", "port", "service", "socket", "identifier", "hold")
-_OF_REQUESTS = ("policy", "preserve-host", "http2")
+_OF_REQUESTS = ("policy", "preserve-host", "http2", "paths")
 _OF_BYTES = {
     "tcp": ("listen", "clients", "proxy-protocol"),
     "tls": ("clients", "proxy-protocol"),
     "udp": ("listen", "clients"),
 }
 _KEYS = (*_COMMON, *_OF_REQUESTS, *_OF_BYTES["tcp"])
+_BELOW_PATHS = (*_COMMON, *_OF_REQUESTS[:-1], "strip-prefix", "add-prefix")
+_WHERE = ("hostname", "service", "socket")  # one of them is there: each says where the origin is
 
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _TEXT = re.compile(r"[!-~]{1,255}")
 
 _MAX_HOLD = 2_147_483_647  # milliseconds, as for every setting
 _MAX_SOCKET = 107  # bytes of a Unix socket's path: sun_path of Linux, without its end
+_MAX_PREFIX = 255  # bytes, as for a host name: it is part of a name in logs and metrics
 
 _MAX_LOGGED = 10  # names in one log line
 
@@ -134,12 +141,16 @@ def parse_targets(text: str, source: str) -> Targets:
     entries: YamlNode = root.value["targets"]
     if not isinstance(entries.value, dict):
         raise entries.error("this is no mapping", "host names, each with its target")
-    targets: dict[str, Target] = {}
+    targets: dict[str, Target | Paths] = {}
     ports: list[Target] = []
     listeners: dict[tuple[str, str], Target] = {}
     for name, node in entries.value.items():
-        target = _target(name, node)
-        if target.listen:
+        if not isinstance(node.value, dict):
+            raise node.error("this is no target", "a mapping with at least hostname or service")
+        _check_keys(node, _KEYS)
+        _check_fit(node.value)
+        target = _paths(name, node) if "paths" in node.value else _target(name, node)
+        if isinstance(target, Target) and target.listen:
             _label(name, node)
             other = listeners.setdefault(_listener(target), target)
             if other is not target:
@@ -157,13 +168,102 @@ def parse_targets(text: str, source: str) -> Targets:
     return Targets(targets, ports)
 
 
-def _target(name: str, node: YamlNode) -> Target:
+def _paths(name: str, node: YamlNode) -> Paths:
+    """Return the targets of a host with path routing, its own among them if it has one."""
+    settings: dict[str, YamlNode] = node.value
+    paths = settings["paths"]
+    rest = None
+    if any(key in settings for key in _WHERE):
+        rest = _target(name, node)
+    elif others := [each for key, each in settings.items() if key != "paths"]:
+        raise others[0].error(
+            "this is for the host's own target, and there is none",
+            f"{', '.join(_WHERE[:-1])} or {_WHERE[-1]} beside it; or this below each path",
+            at_key=True,
+        )
+    if not isinstance(paths.value, dict) or not paths.value:
+        raise paths.error("these are no paths", "paths such as /api, each with its target")
+    seen: dict[tuple[str, ...], str] = {}
+    targets = []
+    for path, each in paths.value.items():
+        prefix = _prefix(path, each, at_key=True)
+        key = segments(prefix)
+        if key in seen:
+            raise each.error(f"{path!r} stands twice, first as {seen[key]!r}", at_key=True)
+        seen[key] = path
+        if not prefix and rest is not None:
+            raise each.error(
+                "/ stands for what no other path does, and so does the host's own target",
+                "one of the two",
+                at_key=True,
+            )
+        targets.append(_path_target(name, prefix, each))
+    return Paths(name, rest, targets)
+
+
+def _path_target(name: str, prefix: str, node: YamlNode) -> Target:
     if not isinstance(node.value, dict):
         raise node.error("this is no target", "a mapping with at least hostname or service")
-    _check_keys(node, _KEYS)
+    _check_keys(node, _BELOW_PATHS)
+    protocol = _protocol(node.value)
+    if protocol not in HTTP:
+        raise node.value["protocol"].error(
+            f"protocol {protocol} is not possible for a path", "https or http"
+        )
+    prefix = prefix or "/"
+    return replace(
+        _target(name + prefix, node),
+        prefix=prefix,
+        strip_prefix=_strip_prefix(node.value.get("strip-prefix"), prefix),
+        add_prefix=_add_prefix(node.value.get("add-prefix")),
+    )
+
+
+def _prefix(text: str, node: YamlNode, *, at_key: bool = False) -> str:
+    """Return a path prefix without its final slash."""
+    expected = "an absolute path in normal form, such as /api"
+    try:
+        normal = resolve(text.encode()).path
+    except PathRefused as error:
+        raise node.error(f"{text!r} is no path: {error}", expected, at_key=at_key) from None
+    if not text.startswith("/"):
+        raise node.error(f"{text!r} is no path", expected, at_key=at_key)
+    if any(";" in segment for segment in segments(text)):
+        raise node.error(f"{text!r} has parameters (;)", "a path without", at_key=at_key)
+    if normal != text:
+        raise node.error(f"{text!r} is not in normal form", repr(normal), at_key=at_key)
+    if len(text) > _MAX_PREFIX:
+        raise node.error("the path is too long", f"at most {_MAX_PREFIX} bytes", at_key=at_key)
+    return text.removesuffix("/")
+
+
+def _strip_prefix(node: YamlNode | None, prefix: str) -> str:
+    if node is None or node.value is False:
+        return ""
+    if node.value is True:
+        return prefix.removesuffix("/")
+    if not isinstance(node.value, str):
+        raise node.error(f"{shown(node)} is no path", "true, false, or the path to take away")
+    stripped = _prefix(node.value, node)
+    wanted = segments(stripped)
+    if segments(prefix)[: len(wanted)] != wanted:
+        raise node.error(
+            f"{prefix!r} does not begin with {node.value!r}", "true, or its first segments"
+        )
+    return stripped
+
+
+def _add_prefix(node: YamlNode | None) -> str:
+    if node is None:
+        return ""
+    if not isinstance(node.value, str):
+        raise node.error(f"{shown(node)} is no path", "the path to put in front, such as /app")
+    return _prefix(node.value, node)
+
+
+def _target(name: str, node: YamlNode) -> Target:
     settings: dict[str, YamlNode] = node.value
     protocol = _protocol(settings)
-    _check_fit(settings, protocol)
     hostname, port, service, socket = "", 0, None, ""
     if "service" in settings:
         for key in ("hostname", "port", "socket"):
@@ -204,8 +304,9 @@ def _target(name: str, node: YamlNode) -> Target:
     )
 
 
-def _check_fit(settings: dict[str, YamlNode], protocol: str) -> None:
-    """Refuse keys that mean nothing with this protocol."""
+def _check_fit(settings: dict[str, YamlNode]) -> None:
+    """Refuse keys that mean nothing with the protocol that is given."""
+    protocol = _protocol(settings)
     possible = (*_COMMON, *_OF_BYTES.get(protocol, _OF_REQUESTS))
     for key, node in settings.items():
         if key not in possible:
@@ -301,10 +402,12 @@ def _socket(node: YamlNode) -> str:
         or not path.startswith("/")
         or not path.isprintable()
         or len(path.encode()) > _MAX_SOCKET
+        or path.startswith("//")  # which normpath leaves
+        or path != normpath(path)
     ):
         raise node.error(
             f"{shown(node)} is no path of a socket",
-            f"an absolute path of at most {_MAX_SOCKET} bytes",
+            f"an absolute path of at most {_MAX_SOCKET} bytes, without . and ..",
         )
     return path
 
