@@ -502,6 +502,18 @@ def test_a_proxys_password_is_not_shown():
         ("identifier", "a b"),
         ("service", "http://x"),
         ("service", "a=http://x/path"),
+        ("service", "a=ftp://x"),
+        ("service", "a=tcp://x"),
+        ("service", "a=udp://x"),
+        ("service", "a=tcp://x:0"),
+        ("service", "a=tcp://x:1/path"),
+        ("service", "a=unix:"),
+        ("service", "a=unix:run/app.sock"),
+        ("service", "a=unix:/" + "x" * 107),
+        ("service", "a=unix:/run/\n"),
+        ("service", "a=unix+udp:/run/app.sock"),
+        ("allow", "unix:app.sock"),
+        ("allow", "unix:/run/a*"),
         ("outer-layer", "https://x"),
         ("outer-layer", "wss://u:p@x"),
         ("reconnect-delay", "60000"),
@@ -509,6 +521,23 @@ def test_a_proxys_password_is_not_shown():
 )
 def test_inner_refuses(name, value):
     assert error_of(InnerConfig, {**INNER, name: [value]}).startswith(f"--{name}: ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://x",
+        "https://x:8443",
+        "tcp://x:22",
+        "tcp://[::1]:22",
+        "udp://10.0.0.1:53",
+        "unix:/run/app.sock",
+        "unix+tcp:/run/postgresql/.s.PGSQL.5432",
+    ],
+)
+def test_services(value):
+    config = load(InnerConfig, {**INNER, "service": [f"a={value}"]}, {})
+    assert config.service == {"a": value}
 
 
 @pytest.mark.parametrize("option", ["outer-layer", "service"])

@@ -482,6 +482,37 @@ def test_the_origin_is_told_for_services_only(inner):
     assert caller.head.origin is None
 
 
+@pytest.mark.parametrize("path", ["/run/app.sock", "/run/x/..//app.sock", "//run/app.sock"])
+def test_a_socket_that_is_named_here(path):
+    inner = Inner(allow=["unix:/run/app.sock"])
+    caller = inner.open(to=Destination("http", "app.example", 80, socket=path))
+    assert inner.origins.dialled == [Origin("http", "app.example", 80, "/run/app.sock")]
+    assert b"Host: app.example" in inner.sent()
+    inner.receive(OK)
+    assert caller.head.origin is None
+
+
+@pytest.mark.parametrize("allow", [[], ["*"], ["unix:/run/app.sock"], ["unix:/var/run/docker/*"]])
+def test_a_socket_that_is_not(allow):
+    inner = Inner(allow=allow)
+    to = Destination("http", "localhost", 80, socket="/var/run/x/../docker.sock")
+    caller = inner.open(to=to)
+    assert caller.code is StreamCode.NOT_ALLOWED
+    assert caller.detail == "unix:/var/run/docker.sock is not on the allow list"
+    assert inner.origins.dialled == []
+
+
+def test_a_service_on_a_socket():
+    app = Origin("http", "localhost", 80, "/run/app.sock")
+    inner = Inner(services={"app": app})
+    caller = inner.open(to=Destination(service="app"))
+    assert inner.origins.dialled == [app]
+    assert b"Host: localhost" in inner.sent()
+    inner.receive(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK)
+    assert caller.head.origin == ("http", "localhost", 80)
+    assert caller.interim[0].origin == ("http", "localhost", 80)
+
+
 def test_an_unknown_service(inner):
     caller = inner.open(to=Destination(service="mail"))
     assert caller.code is StreamCode.UNKNOWN_SERVICE

@@ -33,7 +33,7 @@ destinations = st.one_of(
         port=st.integers(1, 65_535),
         socket=st.sampled_from(["", "/run/app.sock", "/" + "s" * 106]),
         http2=st.booleans(),
-    ),
+    ).filter(lambda to: not to.socket or to.protocol == "http"),
     st.builds(Destination, service=hosts, http2=st.booleans()),
 )
 raw = st.one_of(
@@ -43,7 +43,7 @@ raw = st.one_of(
         hostname=hosts,
         port=st.integers(1, 65_535),
         socket=st.sampled_from(["", "/run/app.sock"]),
-    ),
+    ).filter(lambda to: not to.socket or to.protocol == "tcp"),
     st.builds(Destination, protocol=st.sampled_from(["tcp", "udp"]), service=hosts),
 )
 some = st.binary(min_size=1, max_size=20)
@@ -121,6 +121,10 @@ GOOD = {"method": b"GET", "target": b"/", "headers": [], "to": ["http", "a", 80]
         {"socket": "/run/\0"},
         {"socket": "/" + "s" * 107},
         {"socket": b"/run/app.sock"},
+        {"socket": "/run/\n"},
+        {"socket": "/run/\x1b[2J"},
+        {"socket": "/run/app.sock", "to": ["https", "a", 443]},
+        {"socket": "/run/app.sock", "to": ["udp", "a", 53]},
         {"http2": 1},
         {"upgrade": "websocket"},
         {"upgrade": b"x" * 257},

@@ -10,6 +10,15 @@ dialled. An entry is one of
 
 each with ``:PORT`` where only that port is meant.
 
+A Unix socket gives what its server gives to whoever may open it: ``/var/run/docker.sock`` is root's
+power over the machine. So none may be asked for, with a list or without, unless it is named:
+
+- ``unix:/run/app.sock``: that path; ``unix:/run/apps/*``: whatever lies in that directory, but not
+  further below.
+
+Paths are compared, and dialled, in their normal form. Symbolic links are followed: an entry trusts
+whoever may write where it points.
+
 Addresses that serve credentials to whoever asks (cloud metadata), and those that are not one host
 in the network, are refused unless an address entry that lies within them says otherwise: neither
 ``*`` nor ``0.0.0.0/0`` nor a name does.
@@ -19,8 +28,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from posixpath import dirname, normpath
 
-__all__ = ["AllowList"]
+__all__ = ["AllowList", "socket_path"]
 
 _Address = IPv4Address | IPv6Address
 _Network = IPv4Network | IPv6Network
@@ -52,6 +62,9 @@ _NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 # 127.1, 0x7f.1 and 2130706433 are addresses to getaddrinfo, so no entry may take them for names.
 _NUMERIC = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 _PORT = re.compile(r"[0-9]{1,5}")
+
+_UNIX = "unix:"
+_MAX_SOCKET = 107  # bytes of a Unix socket's path: sun_path of Linux, without its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,24 +99,38 @@ class _Entry:
 class AllowList:
     """Says whether a name, and then an address, may be dialled.
 
-    Without entries everything is allowed but the guarded addresses.
+    Without entries everything is allowed but the guarded addresses and Unix sockets.
     """
 
-    def __init__(self, entries: tuple[_Entry, ...] = ()) -> None:
+    def __init__(
+        self,
+        entries: tuple[_Entry, ...] = (),
+        sockets: frozenset[str] = frozenset(),
+        *,
+        listed: bool = False,
+    ) -> None:
+        """``sockets`` are paths, and directories with ``/*`` behind them."""
         self._entries = entries
+        self._sockets = sockets
+        #: Whether there is a list at all.
+        self.listed = listed
 
     @classmethod
-    def parse(cls, entries: Iterable[str]) -> "AllowList":
+    def parse(cls, entries: Iterable[str], sockets: Iterable[str] = ()) -> "AllowList":
         """Read entries as the module's docstring has them.
 
-        Raises ValueError naming the entry that is wrong.
+        ``sockets`` are paths of Unix sockets that are allowed besides, in normal form; they make no
+        list. Raises ValueError naming the entry that is wrong.
         """
-        return cls(tuple(_parse(entry) for entry in entries))
+        texts = [entry.strip() for entry in entries]
+        named = {_socket_entry(text) for text in texts if text.startswith(_UNIX)}
+        others = tuple(_parse(text) for text in texts if not text.startswith(_UNIX))
+        return cls(others, frozenset(named.union(sockets)), listed=bool(texts))
 
-    @property
-    def listed(self) -> bool:
-        """Whether there is a list at all."""
-        return bool(self._entries)
+    def permits_socket(self, path: str) -> bool:
+        """Whether the Unix socket at that path, in normal form, may be dialled."""
+        directory = dirname(path)
+        return path in self._sockets or f"{directory.rstrip('/')}/*" in self._sockets
 
     def permits_name(self, hostname: str, port: int) -> bool:
         """Whether it is worth resolving the name: some address of it could be permitted.
@@ -115,7 +142,7 @@ class AllowList:
         try:
             ip_address(name)
         except ValueError:
-            return not self._entries or any(
+            return not self.listed or any(
                 entry.is_for(port)
                 and (entry.matches_name(name) or not isinstance(entry.pattern, str))
                 for entry in self._entries
@@ -136,9 +163,32 @@ class AllowList:
                     entry.contains(reached) and entry.lies_within(network) for entry in entries
                 ):
                     return False
-        return not self._entries or any(
+        return not self.listed or any(
             entry.matches_name(name) or entry.contains(number) for entry in entries
         )
+
+
+def socket_path(path: str) -> str:
+    """Return the path of a Unix socket in normal form.
+
+    Raises ValueError where it is not absolute, has a control character, or more than 107 bytes.
+    """
+    normal = "/" + normpath(path).lstrip("/")
+    if not path.startswith("/") or not path.isprintable() or len(normal.encode()) > _MAX_SOCKET:
+        raise ValueError(f"{path!r} is no absolute path of at most {_MAX_SOCKET} bytes")
+    return normal
+
+
+def _socket_entry(text: str) -> str:
+    path = text.removeprefix(_UNIX)
+    name = path.rpartition("/")[2]
+    try:
+        normal = socket_path(path)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+    if path.endswith("/") or ("*" in path and (name != "*" or path.count("*") > 1)):
+        raise ValueError(f"{text!r}: expected unix:/PATH, or unix:/DIRECTORY/*")
+    return normal
 
 
 def _normalise(host: str) -> str:

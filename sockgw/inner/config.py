@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sockgw.config import ConfigError, setting
-from sockgw.inner.allow import AllowList
+from sockgw.inner.allow import AllowList, socket_path
 from sockgw.inner.proxy import proxy_for
 from sockgw.inner.tcp import is_loopback
 from sockgw.keys import check_identifier
@@ -33,8 +33,31 @@ def _allowed(value: str) -> str:
     except ValueError as error:
         raise ConfigError(
             f"cannot be used: {error}",
-            expected="HOST[:PORT], *.DOMAIN[:PORT], ADDRESS[:PORT] or NETWORK such as 10.0.0.0/8",
+            expected="HOST[:PORT], *.DOMAIN[:PORT], ADDRESS[:PORT], NETWORK such as 10.0.0.0/8,"
+            " or unix:/PATH",
         ) from None
+    return value
+
+
+_SERVICE = "http://HOST[:PORT], https://HOST[:PORT], tcp://HOST:PORT, udp://HOST:PORT or unix:/PATH"
+_service_url = url("http", "https", "tcp", "udp")
+
+
+def _service(value: str) -> str:
+    kind, colon, path = value.partition(":")
+    if colon and kind in ("unix", "unix+tcp"):
+        try:
+            socket_path(path)
+        except ValueError as error:
+            raise ConfigError(f"cannot be used: {error}", expected=f"{kind}:/PATH") from None
+        return value
+    try:
+        value = _service_url(value)
+    except ConfigError as error:
+        raise ConfigError(error.problem, expected=_SERVICE) from None
+    parts = urlsplit(value)
+    if parts.port is None and parts.scheme in ("tcp", "udp"):
+        raise ConfigError("has no port", expected=f"{parts.scheme}://HOST:PORT")
     return value
 
 
@@ -89,17 +112,17 @@ class InnerConfig(TunnelConfig):
 
     allow: tuple[str, ...] = setting(
         "What may be reached, whatever the outer layer asks for: host names, *.example.org, "
-        "addresses, networks; with a port or for all ports. Without it everything is allowed but "
-        "link-local addresses, such as those of cloud metadata.",
+        "addresses, networks; with a port or for all ports; Unix sockets. Without it everything is "
+        "allowed but Unix sockets, and link-local addresses, such as those of cloud metadata.",
         _allowed,
-        metavar="HOST[:PORT]|CIDR[:PORT]",
+        metavar="HOST[:PORT]|CIDR[:PORT]|unix:PATH",
         default=(),
         repeatable=True,
         commas=True,
     )
     service: dict[str, str] = setting(  # noqa: RUF009
         "A service that targets call by name, and where it is.",
-        pair(url("http", "https")),
+        pair(_service),
         metavar="NAME=URL",
         default=(),
         pairs=True,

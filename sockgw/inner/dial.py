@@ -1,5 +1,6 @@
 """Dialling origins: only what the allow list permits, verified, in time, with exact reasons."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from sockgw.http.client import Origin, OriginError
 from sockgw.inner.allow import AllowList
 from sockgw.inner.tcp import NotPermitted, TCPEndpoint, host_and_port
 from sockgw.inner.tls import TLSEndpoint, TLSError, client_context
+from sockgw.inner.unixsocket import UnixEndpoint
 from sockgw.protocol.errors import StreamCode
 
 __all__ = ["Dialler"]
@@ -30,7 +32,8 @@ class Dialler:
 
     https origins must have a certificate from one of the system's authorities or of those in
     ``target_ca_files`` (PEM). ``connect_timeout``, in seconds, bounds resolving, connecting and the
-    TLS handshake together. Raises ValueError naming the file where one cannot be used.
+    TLS handshake together, and the wait for a Unix socket whose queue is full. Raises ValueError
+    naming the file where one cannot be used.
     """
 
     def __init__(
@@ -65,6 +68,12 @@ class _OriginEndpoint:
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
         dialler, hostname, port = self._dialler, self._origin.hostname, self._origin.port
+        socket = self._origin.socket
+        if socket:
+            if not dialler.allow.permits_socket(socket):
+                raise NotPermitted
+            unix = UnixEndpoint(dialler.reactor, socket, dialler.connect_timeout)
+            return await unix.connect(factory)
         if not dialler.allow.permits_name(hostname, port):
             raise NotPermitted
         endpoint: IStreamClientEndpoint = TCPEndpoint(
@@ -83,8 +92,12 @@ class _OriginEndpoint:
 
         Anything else, such as a cancellation by the caller, stays what it is.
         """
-        where = host_and_port(self._origin.hostname, self._origin.port)
+        socket = self._origin.socket
+        where = socket or host_and_port(self._origin.hostname, self._origin.port)
         match failure.value:
+            case NotPermitted() if socket:
+                code = StreamCode.NOT_ALLOWED
+                detail = f"unix:{socket} is not on the inner layer's allow list"
             case NotPermitted() if self._dialler.allow.listed:
                 code = StreamCode.NOT_ALLOWED
                 detail = f"{where} is not on the inner layer's allow list"
@@ -103,6 +116,9 @@ class _OriginEndpoint:
             case TimeoutError() | TCPTimedOutError() | OverallTimeoutError():
                 code = StreamCode.CONNECTION_TIMEOUT
                 detail = f"{where} could not be connected in time"
+            case ConnectError() as error if socket:
+                code = StreamCode.UNREACHABLE
+                detail = f"{socket}: {_reason(error)}"
             case ConnectError():
                 code = StreamCode.UNREACHABLE
                 detail = f"{where} is unreachable"
@@ -112,3 +128,9 @@ class _OriginEndpoint:
             case _:
                 failure.raiseException()
         raise OriginError(code, detail) from None
+
+
+def _reason(error: ConnectError) -> str:
+    """Return why a Unix socket cannot be connected to: ``no such file or directory``."""
+    number = error.osError
+    return os.strerror(number).lower() if isinstance(number, int) else "cannot be connected to"

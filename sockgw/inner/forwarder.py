@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sockgw.http.client import Origin, OriginHandler, OriginPool
 from sockgw.http.headers import end_to_end, lower
-from sockgw.inner.allow import AllowList
+from sockgw.inner.allow import AllowList, socket_path
 from sockgw.protocol.errors import LocalError, StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 from sockgw.protocol.payloads import Destination
@@ -142,7 +142,10 @@ class Forwarder:
                 return Refusal(StreamCode.UNKNOWN_SERVICE, detail)
             origin = replace(origin, http2=to.http2)
         elif to.socket:
-            return Refusal(StreamCode.NOT_ALLOWED, f"{to.socket} is not allowed")
+            socket = socket_path(to.socket)
+            if not self._allow.permits_socket(socket):
+                return Refusal(StreamCode.NOT_ALLOWED, f"unix:{socket} is not on the allow list")
+            origin = Origin(to.protocol, to.hostname, to.port, socket, to.http2)
         else:
             origin = Origin(to.protocol, to.hostname, to.port, http2=to.http2)
             if not self._allow.permits_name(to.hostname, to.port):

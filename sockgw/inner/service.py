@@ -15,7 +15,7 @@ from sockgw.daemon import Daemon
 from sockgw.deadlines import Deadlines
 from sockgw.http.client import Origin, OriginPool
 from sockgw.http.h2connections import H2Limits
-from sockgw.inner.allow import AllowList
+from sockgw.inner.allow import AllowList, socket_path
 from sockgw.inner.config import InnerConfig
 from sockgw.inner.connector import Connector
 from sockgw.inner.dial import Dialler
@@ -30,6 +30,7 @@ from sockgw.tunnel.carrier import FAST_MASKING
 __all__ = ["InnerService", "make_service"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_OVER_SOCKETS = {"unix": "http", "unix+tcp": "tcp"}
 
 
 def make_service(options: RoleOptions) -> InnerService:
@@ -145,6 +146,9 @@ class InnerService(Daemon):
 
 
 def _origin(url: str) -> Origin:
+    kind, _, path = url.partition(":")
+    if kind in _OVER_SOCKETS:
+        return Origin(_OVER_SOCKETS[kind], "localhost", 80, socket_path(path))
     parts = urlsplit(url)
     port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
     return Origin(parts.scheme, parts.hostname or "", port)
@@ -155,6 +159,8 @@ def _allow_list(config: InnerConfig, services: dict[str, Origin]) -> AllowList:
     entries = list(config.allow)
     if entries:
         for origin in services.values():
+            if origin.socket:
+                continue
             host = f"[{origin.hostname}]" if ":" in origin.hostname else origin.hostname
             entries.append(f"{host}:{origin.port}")
-    return AllowList.parse(entries)
+    return AllowList.parse(entries, filter(None, (each.socket for each in services.values())))

@@ -65,6 +65,7 @@ class Destination:
 
 _HTTP = frozenset(("http", "https"))
 _RAW = frozenset(("tcp", "udp"))
+_OVER_SOCKETS = frozenset(("http", "tcp"))
 _CONNECT = b"CONNECT"
 _MAX_UPGRADE = 256  # bytes of an Upgrade field
 _MAX_SOCKET = 107  # bytes of a Unix socket's path: sun_path of Linux, without its end
@@ -129,13 +130,17 @@ def _destination(fields: dict[str, Any]) -> Destination:
             raise ValueError("bad protocol")
         return Destination(protocol, service=service, http2=http2)
     socket = fields.get("socket", "")
-    if type(socket) is not str or (socket and not _is_socket(socket)):
+    protocol, hostname, port = _origin(fields.get("to"), _HTTP | _RAW)
+    if type(socket) is not str:
         raise ValueError("bad socket")
-    return Destination(*_origin(fields.get("to"), _HTTP | _RAW), socket=socket, http2=http2)
+    if socket and not (protocol in _OVER_SOCKETS and _is_socket(socket)):
+        raise ValueError("bad socket")
+    return Destination(protocol, hostname, port, socket=socket, http2=http2)
 
 
 def _is_socket(path: str) -> bool:
-    return path.startswith("/") and "\0" not in path and len(path.encode()) <= _MAX_SOCKET
+    # Printable: it stands in logs.
+    return path.startswith("/") and path.isprintable() and len(path.encode()) <= _MAX_SOCKET
 
 
 def encode_open(head: RequestHead, to: Destination) -> bytes:
