@@ -134,6 +134,8 @@ def test_the_inner_layer_of_the_example_serves_the_targets_of_the_example(etc):
     for target in targets:
         if target.service is not None:
             assert target.service in services
+        elif target.socket:
+            assert allow.permits_socket(target.socket)
         else:
             assert allow.permits_name(target.hostname, target.port), target.name
 
