@@ -156,6 +156,24 @@ def test_an_origin_that_nobody_knows() -> None:
         assert rewrite(STRIP, "Location", value, host="") == value
 
 
+@pytest.mark.parametrize("authority", [b"", b"a b", b"a@b"])
+def test_where_no_host_was_asked_for(authority: bytes) -> None:
+    headers = [
+        (b"Location", b"/login"),
+        (b"Content-Location", b"http://origin.test:8080/x"),
+        (b"Set-Cookie", b"a=b; Path=/"),
+    ]
+    rewriter = Rewriter(b"http", b"origin.test", 8080, STRIP)
+    assert [value for _, value in rewriter.rewrite(headers, b"http", authority, False)] == [
+        b"/api/login",
+        b"http://origin.test:8080/x",
+        b"a=b; Path=/api",
+    ]
+    assert Rewriter(b"http", b"origin.test", 8080).rewrite(headers, b"http", authority, False) is (
+        headers
+    )
+
+
 # ---------------------------------------------------------------------- properties
 
 parts = st.sampled_from(["a", "b", "app", "api", "x.y", "%C3%A9", "~"])

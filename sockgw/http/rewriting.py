@@ -147,7 +147,7 @@ class Rewriter:
         """Return the fields as the client should see them; the same list if nothing changes.
 
         ``public_host`` is the authority of the public URL, host[:port]. Where it is none (empty, or
-        with signs that no host has) nothing is rewritten. ``remove_csps`` takes the content
+        with signs that no host has) paths alone are rewritten. ``remove_csps`` takes the content
         security policies away, which may name the target in ways that no rewriting finds.
         """
         wanted = _REWRITTEN_OR_REMOVED if remove_csps else _REWRITTEN
@@ -158,6 +158,9 @@ class Rewriter:
 
     def _rewrite(self, headers: Headers, scheme: bytes, authority: bytes, csps: bool) -> Headers:
         public = _AUTHORITY.fullmatch(authority)
+        if public is None:
+            authority = b""
+        rewritable = public is not None or self._prefixes is not None
         result: Headers = []
         changed = False
         for field in headers:
@@ -166,11 +169,11 @@ class Rewriter:
             if csps and key in _CSPS:
                 changed = True
                 continue
-            if public is not None and key in _REWRITTEN:
+            if rewritable and key in _REWRITTEN:
                 if key in _REFERENCES:
                     new = self._reference(value, scheme, authority)
                 elif key == b"set-cookie":
-                    new = self._cookie(value, public[1].lower())
+                    new = self._cookie(value, b"" if public is None else public[1].lower())
                 elif key == b"link":
                     new = self._link(value, scheme, authority)
                 else:
@@ -182,7 +185,7 @@ class Rewriter:
         return result if changed else headers
 
     def _reference(self, value: bytes, scheme: bytes, authority: bytes) -> bytes:
-        match = self._origin.match(value)
+        match = self._origin.match(value) if authority else None
         prefixes = self._prefixes
         if match is None:
             if prefixes is None or value[:1] != b"/" or value[1:2] == b"/":

@@ -247,7 +247,7 @@ def _as_html(state: AdminState, now: float) -> str:
             "No inner layer is connected.",
         ),
         targets=_table(
-            "Host|Destination|Policy|Inner layers",
+            "Target|Destination|Policy|Inner layers",
             (
                 (
                     target.name,

@@ -351,7 +351,7 @@ class Outer(Layer):
         except BaseException:
             self.kill()
             raise
-        listening = self.log.matching("listening on ")
+        listening = self.log.matching("listening on (?!.* for )")
         self.socket_port = _port(listening[0])
         self.admin_port = _port(listening[1]) if len(listening) > 2 else self.socket_port
         self.app_port = _port(listening[-1])

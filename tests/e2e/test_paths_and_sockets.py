@@ -5,16 +5,18 @@ import json
 import socket
 import subprocess
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cable import Cable
 from clients import Client, curl, fetch, sha256_of, start_curl
-from harness import Inner, Keys, Outer, Process, command, wait_until
+from harness import LOOPBACK, PATIENCE, Inner, Keys, Outer, Process, command, wait_until
 from origins import Connection, Nginx, Origin, Request, answering
 
 HOST = "localhost"  # urllib asks for what it connects to
@@ -50,6 +52,9 @@ class Stand:
         # Paths of sockets have 107 bytes, those of tests have more.
         self.sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sockgw")))
         app, web = self.sockets / "app.sock", self.sockets / "web.sock"
+        raw = self.sockets / "raw" / "echo"
+        raw.parent.mkdir()
+        stack.enter_context(_echo(raw))
         stack.enter_context(Gunicorn(directory, app))
         self.nginx = stack.enter_context(
             Nginx(directory, files, f"listen unix:{web}; location = /who {{ return 200 nginx; }}")
@@ -71,6 +76,9 @@ class Stand:
             "alone.test": {"paths": {"/shop": {"socket": str(app), "strip-prefix": True}}},
             "web.test": {"socket": str(web)},
             "service.test": {"service": "app"},
+            "echo": {"protocol": "tcp", "listen": LOOPBACK, "socket": str(raw)},
+            "echo-service": {"protocol": "tcp", "listen": LOOPBACK + "0", "service": "echo"},
+            "switch.test": {"paths": {"/ws": {"socket": str(raw), "strip-prefix": True}}},
             "other.test": {"socket": "/var/run/docker.sock"},
         }
         self.outer = stack.enter_context(Outer(directory, keys.certificate, targets=entries))
@@ -81,7 +89,8 @@ class Stand:
                 keys.private,
                 self.cable.port,
                 *("--allow", "127.0.0.1", "--allow", f"unix:{web}"),
-                *("--service", f"app=unix:{app}"),
+                *("--allow", f"unix:{raw.parent}/*"),
+                *("--service", f"app=unix:{app}", "--service", f"echo=unix+tcp:{raw}"),
                 *("--reconnect-delay", "20", "--origin-keep-alive", "100"),
             )
         )
@@ -92,9 +101,46 @@ class Stand:
     def port(self) -> int:
         return self.outer.app_port
 
+    def port_of(self, target: str) -> int:
+        """Return where a target of TCP listens."""
+        line = self.outer.log.wait(f"listening on .* for {target}$")
+        return int(line.rpartition(" for ")[0].rpartition(":")[2])
+
     def show(self, path: str, host: str = HOST) -> Any:
         """Return what the shop says that it was asked."""
         return json.loads(fetch(self.port, host, path).body)
+
+
+@contextmanager
+def _echo(path: Path) -> Iterator[None]:
+    """Send back what comes, to its end; a request for an upgrade is granted first."""
+
+    def serve(wire: socket.socket) -> None:
+        with wire:
+            while data := wire.recv(65536):
+                if data.startswith(b"GET / HTTP/1.1\r\n"):
+                    assert b"\r\nX-Forwarded-Prefix: /ws\r\n" in data
+                    data = (
+                        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n"
+                        b"Upgrade: echo\r\n\r\n"
+                    )
+                wire.sendall(data)
+
+    def accept() -> None:
+        with suppress(OSError), ThreadPoolExecutor() as pool:
+            while True:
+                pool.submit(serve, listener.accept()[0])
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(PATIENCE)
 
 
 def _rest(connection: Connection, request: Request) -> None:
@@ -271,6 +317,31 @@ def test_a_download_from_a_socket_survives_a_cut(stand: Stand, files: Path) -> N
         assert sha256_of(take) == sha256_of(files / "large")
     assert len(stand.inner.log.matching("the tunnel goes on: ", mark)) == 2
     assert stand.outer.metric("sockgw_resumes_total") >= 2
+
+
+@pytest.mark.parametrize("target", ["echo", "echo-service"])
+def test_bytes_to_a_socket(stand: Stand, target: str) -> None:
+    with Client(stand.port_of(target)) as client:
+        data = bytes(range(256)) * 2000
+        client.send(data)
+        assert client.file.read(len(data)) == data
+        stand.cable.cut()
+        client.send(b"after")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.file.read() == b"after"
+
+
+def test_an_upgrade_at_a_socket_below_a_path(stand: Stand) -> None:
+    with Client(stand.port) as client:
+        client.ask("switch.test", "/ws", Connection="upgrade", Upgrade="echo")
+        assert client.head()[0] == 101
+        client.send(b"hello")
+        assert client.file.read(5) == b"hello"
+        stand.cable.cut()
+        client.send(b"after")
+        assert client.file.read(5) == b"after"
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.ends()
 
 
 def test_many_at_once_at_a_socket_with_a_short_queue(stand: Stand) -> None:
