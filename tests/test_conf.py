@@ -36,7 +36,7 @@ ROLES = {"outer": OuterConfig, "inner": InnerConfig}
 UNITS = ("outer", "inner")
 
 # A line that starts with # and a setting, or goes on with the list or mapping of one.
-_COMMENTED = re.compile(r"^#(?=[a-z][a-z-]*:|  - |  [a-z-]+: )", re.MULTILINE)
+_COMMENTED = re.compile(r"^#(?=[a-z][a-z0-9-]*:|  - |  [a-z0-9-]+: )", re.MULTILINE)
 
 
 def tool(name):
@@ -96,7 +96,7 @@ def test_the_files_pass_the_check_with_everything_in_them(etc, capsys, role):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_files_name_every_setting_once(role):
-    found = re.findall(r"^([a-z-]+):", uncommented((CONF / f"{role}.yaml").read_text()), re.M)
+    found = re.findall(r"^([a-z0-9-]+):", uncommented((CONF / f"{role}.yaml").read_text()), re.M)
     # Beside its file, which is the better choice, it would be an error.
     expected = set(settings_of(ROLES[role])) - {"admin-password"}
     if role == "inner":  # its alias reads better above a mapping
@@ -107,7 +107,7 @@ def test_the_files_name_every_setting_once(role):
 @pytest.mark.parametrize("role", ROLES)
 def test_commented_settings_with_a_default_show_it(etc, role):
     text = (CONF / f"{role}.yaml").read_text()
-    shown = re.findall(r"^#([a-z-]+):", text, re.M)
+    shown = re.findall(r"^#([a-z0-9-]+):", text, re.M)
     config = load(ROLES[role], {"config": [str(placed(etc, f"{role}.yaml", uncommented))]}, {})
     settings = settings_of(ROLES[role])
     compared = 0
@@ -291,7 +291,7 @@ def section(title, underline="-"):
 def documented(role):
     """Return what the manual says of each option: its first line, and the facts below it."""
     text = section(f"Options of the {role} layer")
-    found = re.findall(r"^(``--([a-z-]+).*)\n  (.*)\.\n\n  \S", text, re.M)
+    found = re.findall(r"^(``--([a-z0-9-]+).*)\n  (.*)\.\n\n  \S", text, re.M)
     assert len(found) == len(re.findall(r"^``--", text, re.M))
     assert len(found) == len({name for _, name, _ in found})
     return {name: (first, facts.split("; ")) for first, name, facts in found}

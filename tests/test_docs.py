@@ -161,17 +161,17 @@ def test_options_that_are_named_exist(document):
     known = {*settings_of(OuterConfig), *settings_of(InnerConfig), *_FOREIGN, *_COMMANDS}
     known |= {alias for item in settings_of(OuterConfig).values() for alias in item.aliases}
     known |= {alias for item in settings_of(InnerConfig).values() for alias in item.aliases}
-    for name in re.findall(r"``[^`]*?--([a-z][a-z-]*)", document.read_text()):
+    for name in re.findall(r"``[^`]*?--([a-z][a-z0-9-]*)", document.read_text()):
         assert name in known, name
 
 
 def test_commands_that_are_named_exist(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    known = set(re.findall(r"^    ([a-z-]+) ", capsys.readouterr().out, re.M))
+    known = set(re.findall(r"^    ([a-z0-9-]+) ", capsys.readouterr().out, re.M))
     assert "certificates" in known
     for document in DOCUMENTS:
-        for name in re.findall(r"(?:^ +|``|bin/)sockgw ([a-z][a-z-]*)", document.read_text()):
+        for name in re.findall(r"(?:^ +|``|bin/)sockgw ([a-z][a-z0-9-]*)", document.read_text()):
             assert name in known, (document, name)
 
 
