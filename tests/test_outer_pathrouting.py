@@ -30,6 +30,7 @@ def sent(to: Paths, request_target: str) -> tuple[str, str] | None:
 SHOP = paths("""
     hostname: rest, paths: {
       /api: {hostname: a}, /api/v1/: {hostname: v}, /static: {service: s},
+      /static/x/y: {hostname: y},
       /c++: {hostname: c, strip-prefix: true}, /caf%C3%A9: {hostname: f}}""")
 
 
@@ -52,6 +53,9 @@ SHOP = paths("""
         ("/api/v1/x/y/z", "h/api/v1"),
         ("/api/v10", "h/api"),
         ("/static/api/v1", "h/static"),
+        ("/static/x", "h/static"),
+        ("/static/x/z", "h/static"),
+        ("/static/x/y/z", "h/static/x/y"),
         ("/caf%c3%a9/x", "h/caf%C3%A9"),
     ],
 )
