@@ -51,13 +51,18 @@ class Stand:
     def __init__(self, stack: ExitStack, directory: Path, keys: Keys, files: Path) -> None:
         # Paths of sockets have 107 bytes, those of tests have more.
         self.sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sockgw")))
-        app, web = self.sockets / "app.sock", self.sockets / "web.sock"
+        app, web, h2 = (self.sockets / f"{name}.sock" for name in ("app", "web", "h2"))
         raw = self.sockets / "raw" / "echo"
         raw.parent.mkdir()
         stack.enter_context(_echo(raw))
         stack.enter_context(Gunicorn(directory, app))
         self.nginx = stack.enter_context(
-            Nginx(directory, files, f"listen unix:{web}; location = /who {{ return 200 nginx; }}")
+            Nginx(
+                directory,
+                files,
+                f"listen unix:{web}; listen unix:{h2} http2;"
+                " location = /who { return 200 nginx; } add_header X-Spoken $server_protocol;",
+            )
         )
         self.rest = stack.enter_context(Origin(answering(_rest)))
         here = {"protocol": "http", "hostname": "127.0.0.1", "port": self.rest.port}
@@ -75,6 +80,7 @@ class Stand:
             },
             "alone.test": {"paths": {"/shop": {"socket": str(app), "strip-prefix": True}}},
             "web.test": {"socket": str(web)},
+            "h2.test": {"socket": str(h2), "http2": True},
             "service.test": {"service": "app"},
             "echo": {"protocol": "tcp", "listen": LOOPBACK, "socket": str(raw)},
             "echo-service": {"protocol": "tcp", "listen": LOOPBACK + "0", "service": "echo"},
@@ -88,7 +94,7 @@ class Stand:
                 directory,
                 keys.private,
                 self.cable.port,
-                *("--allow", "127.0.0.1", "--allow", f"unix:{web}"),
+                *("--allow", "127.0.0.1", "--allow", f"unix:{web}", "--allow", f"unix:{h2}"),
                 *("--allow", f"unix:{raw.parent}/*"),
                 *("--service", f"app=unix:{app}", "--service", f"echo=unix+tcp:{raw}"),
                 *("--reconnect-delay", "20", "--origin-keep-alive", "100"),
@@ -294,6 +300,12 @@ def test_downloads_from_a_socket(stand: Stand, files: Path) -> None:
     with start_curl(stand.port, f"http://{HOST}:{stand.port}/files/large") as process:
         assert process.stdout is not None
         assert sha256_of(process.stdout) == sha256_of(files / "large")
+
+
+def test_http2_over_a_socket(stand: Stand) -> None:
+    for host, spoken in (("web.test", "HTTP/1.1"), ("h2.test", "HTTP/2.0")):
+        answer = fetch(stand.port, host, "/hello")
+        assert (answer.text, answer.header("X-Spoken")) == ("hello\n", spoken)
 
 
 def test_a_download_from_a_socket_survives_a_cut(stand: Stand, files: Path) -> None:
