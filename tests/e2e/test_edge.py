@@ -118,12 +118,14 @@ def test_openssl_is_shown_what_it_asks_for(edge: Edge, version: str) -> None:
     assert shown(edge, "-noservername", version) == "b.test"
 
 
-def test_curl_verifies_each(edge: Edge) -> None:
+@pytest.mark.parametrize(("option", "version"), [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")])
+def test_curl_verifies_each(edge: Edge, option: str, version: str) -> None:
     for name in ("a.test", "b.test", "x.w.test"):
-        got = curl(edge.tls, "-sS", "-i", "--cacert", edge.ca, f"https://{name}/hello")
+        got = curl(edge.tls, "-i", option, "--cacert", edge.ca, f"https://{name}/hello")
         assert got.returncode == 0, got.stderr
+        assert got.stdout.startswith(f"{version} 200 ".encode())
         assert got.stdout.endswith(b"\r\n\r\nhello\n")
-        assert b"Strict-Transport-Security: max-age=300" in got.stdout
+        assert b"strict-transport-security: max-age=300" in got.stdout.lower()
     got = curl(edge.tls, "-sS", "--cacert", edge.ca, "https://c.test/hello")
     assert got.returncode == 60  # the default is for another name
 
