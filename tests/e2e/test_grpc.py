@@ -15,7 +15,6 @@ import grpc
 import pytest
 from cable import Cable
 from clients import curl
-from h2bridge import Bridge
 from harness import Inner, Keys, Outer, Process, wait_until
 from test_tls import Authority, make_authority
 
@@ -40,14 +39,12 @@ class Stand:
         self.secure = Server(directory, authority.certificate, authority.key, name="grpcs")
         self.outer = Outer(directory, keys.certificate, *MANY)
         self.cable = Cable(self.outer.socket_port)
-        self.bridge = Bridge(self.outer.app_port)
         quick = ("--reconnect-delay", "50", "--max-reconnect-delay", "200")
         options = (*quick, *MANY[:2], "--target-ca", authority.ca)
         self.inner = Inner(directory, keys.private, self.cable.port, *options)
 
     def __enter__(self) -> Stand:
         self.cable.__enter__()
-        self.bridge.__enter__()
         self.inner.wait_connected()
         self.outer.wait_for_tunnels(1)
         self.hosts = {
@@ -59,7 +56,7 @@ class Stand:
         return self
 
     def __exit__(self, *reason: Any) -> None:
-        parts = (self.inner, self.cable, self.bridge, self.outer, self.plain, self.secure)
+        parts = (self.inner, self.cable, self.outer, self.plain, self.secure)
         for part in parts:
             part.__exit__(*reason)
 
@@ -78,7 +75,7 @@ class Stand:
             ("grpc.enable_retries", 0),
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        return grpc.insecure_channel(f"127.0.0.1:{self.bridge.port}", options)
+        return grpc.insecure_channel(f"127.0.0.1:{self.outer.app_port}", options)
 
 
 @pytest.fixture(scope="module")
