@@ -1,4 +1,7 @@
-"""gRPC through the gateway, with grpcio's own client and server."""
+"""gRPC through the gateway, with grpcio's own client and server.
+
+Once all in clear text with prior knowledge, and once with TLS and ALPN at both ends.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from clients import curl
 from harness import Inner, Keys, Outer, Process, wait_until
 from test_tls import Authority, make_authority
 
-MANY = ("--max-streams", "3000", "--max-connections", "3000")
+MANY = ("--max-streams", "3000")
 MEBIBYTE = 1024 * 1024
 
 
@@ -37,10 +40,19 @@ class Stand:
     def __init__(self, directory: Path, keys: Keys, authority: Authority) -> None:
         self.plain = Server(directory)
         self.secure = Server(directory, authority.certificate, authority.key, name="grpcs")
-        self.outer = Outer(directory, keys.certificate, *MANY)
+        endpoint = ("--app-port", authority.endpoint())
+        many = (*MANY, "--max-h2-streams", "1000")
+        self.outer = Outer(directory, keys.certificate, *many, *endpoint)
+        self.outer.admin_port = self.outer.socket_port
+        self.ports = {
+            found[1]: int(found[2])
+            for line in self.outer.log.matching("listening on ")
+            if (found := re.search(r"listening on (https?)://\S*:(\d+)", line))
+        }
+        self.root = authority.ca.read_bytes()
         self.cable = Cable(self.outer.socket_port)
         quick = ("--reconnect-delay", "50", "--max-reconnect-delay", "200")
-        options = (*quick, *MANY[:2], "--target-ca", authority.ca)
+        options = (*quick, *MANY, "--target-ca", authority.ca)
         self.inner = Inner(directory, keys.private, self.cable.port, *options)
 
     def __enter__(self) -> Stand:
@@ -75,7 +87,11 @@ class Stand:
             ("grpc.enable_retries", 0),
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        return grpc.insecure_channel(f"127.0.0.1:{self.outer.app_port}", options)
+        if origin == "plain":
+            return grpc.insecure_channel(f"127.0.0.1:{self.ports['http']}", options)
+        credentials = grpc.ssl_channel_credentials(self.root)
+        options.append(("grpc.ssl_target_name_override", "localhost"))
+        return grpc.secure_channel(f"127.0.0.1:{self.ports['https']}", credentials, options)
 
 
 @pytest.fixture(scope="module")
@@ -305,5 +321,5 @@ def test_other_requests_to_the_same_server(stand: Stand) -> None:
     body = b"\0\0\0\0\5hello"
     fields = ("--header", "Content-Type: application/grpc")
     url = f"http://{stand.hosts['plain']}/test.Test/Echo"
-    got = curl(stand.outer.app_port, *fields, "--data-binary", "@-", url, input=body)
+    got = curl(stand.ports["http"], *fields, "--data-binary", "@-", url, input=body)
     assert (got.returncode, got.stdout) == (0, body)
