@@ -4,9 +4,11 @@ import socket
 
 import pytest
 from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
+from sockgw.edge import Edge
 from sockgw.outer.ports import TargetPorts
 from sockgw.outer.targetsfile import parse_targets
 from sockgw.yamlfile import ConfigError
@@ -44,7 +46,8 @@ class Ports(TestCase):
         from twisted.internet import reactor
 
         self.reactor = reactor
-        self.ports = TargetPorts(reactor, Greeting, self.no_udp, reuse_port=False)
+        edge = Edge(reactor.seconds)
+        self.ports = TargetPorts(reactor, Greeting, self.no_udp, edge=edge, reuse_port=False)
         self.addCleanup(self.ports.close)
         self.numbers = [free_port() for _ in range(3)]
         self.endpoints = [f"tcp:{number}:interface=127.0.0.1" for number in self.numbers]
@@ -106,6 +109,35 @@ class Ports(TestCase):
             self.ports.use(targets(b=two, c=three))
         assert (yield self.greeted(self.numbers[0])) == "a"
         assert (yield self.greeted(self.numbers[1])) == ""
+
+    @inlineCallbacks
+    def test_no_two_share_an_address(self):
+        """With SO_REUSEPORT the system lets them, and gives each some of the other's clients."""
+        number = self.numbers[0]
+        edge = Edge(self.reactor.seconds)
+        own = []
+        ports = TargetPorts(
+            self.reactor, Greeting, self.no_udp, edge=edge, others=lambda: own, reuse_port=True
+        )
+        self.addCleanup(ports.close)
+        twice = targets(a=f"tcp:{number}", b=f"tcp:{number}:interface=0.0.0.0")
+        with pytest.raises(ConfigError, match=f"target b: listen: tcp:{number}.*taken by target a"):
+            ports.use(twice)
+
+        def closed():
+            with socket.socket() as wire:
+                return bool(wire.connect_ex(("127.0.0.1", number)))
+
+        yield self.turns(closed)
+        endpoint = TCP4ServerEndpoint(self.reactor, self.numbers[1], interface="127.0.0.1")
+        own.append((yield endpoint.listen(Greeting(twice[0]))))
+        self.addCleanup(own[0].stopListening)
+        ports.use(targets(a=self.endpoints[0]))
+        ports.use(targets(b=f"tcp:{number}:interface=127.0.0.1:backlog=5"))  # in a's place
+        said = "a"
+        while said == "a":  # it is about to close
+            said = yield self.greeted(number)
+        assert said == "b"
 
     @inlineCallbacks
     def test_connections_outlive_their_listener(self):

@@ -16,13 +16,16 @@ from sockgw.deadlines import Deadlines
 from sockgw.http.client import Origin, OriginHandler
 from sockgw.inner.allow import AllowList
 from sockgw.inner.tcp import NotPermitted, host_and_port, resolve
-from sockgw.protocol.datagrams import MAX_DATAGRAM, DatagramReader, Waiting, frame
+from sockgw.protocol.datagrams import DatagramReader, Waiting, frame
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, ResponseHead
+from sockgw.udpport import UDPPort
 
 __all__ = ["RawUDP"]
 
 _log = Logger()
+
+_GRACE = 1.0  # seconds for answers that are under way, while draining
 
 _MAX_WAITING_BYTES = 262_144  # of one stream; four datagrams of the largest size at least
 
@@ -53,6 +56,7 @@ class RawUDP:
         self._deadlines = deadlines
         self._open: set[_Socket] = set()
         self._closed = False
+        self._last_call: float | None = None  # when all end, by the deadlines' clock
 
     def connect(self, origin: Origin, handler: OriginHandler) -> _Socket:
         """Resolve an origin's name for a stream, and open a socket."""
@@ -73,6 +77,13 @@ class RawUDP:
         resolving.addCallback(lambda addresses: opened.resolved(addresses[0]))
         resolving.addErrback(self._not_resolved, opened, origin)
         return opened
+
+    def drain(self) -> None:
+        """Let all end soon: datagrams know no end, and their clients go on by another stream."""
+        self._last_call = self._deadlines.after(_GRACE)
+        for each in self._open:
+            if each.deadline is not None:
+                self.touch(each)
 
     def close(self) -> None:
         """Refuse new streams, and end everything."""
@@ -98,13 +109,15 @@ class RawUDP:
     def listen(self, protocol: _Socket, host: str, port: int) -> None:
         """Open a socket that is connected to an address. Raises OSError."""
         interface = "::" if ":" in host else "0.0.0.0"
-        self._reactor.listenUDP(0, protocol, interface=interface, maxPacketSize=MAX_DATAGRAM)
+        UDPPort(self._reactor, 0, protocol, interface).startListening()
         protocol.transport.connect(host, port)
         self._deadlines.watch(protocol)
 
     def touch(self, opened: _Socket) -> None:
         """It is not silent."""
-        opened.deadline = self._deadlines.after(self._idle_timeout)
+        deadline = self._deadlines.after(self._idle_timeout)
+        last_call = self._last_call
+        opened.deadline = deadline if last_call is None else min(deadline, last_call)
 
     def queue(self) -> Waiting:
         """Return where datagrams of one stream wait."""
@@ -120,6 +133,7 @@ class _Socket(ConnectedDatagramProtocol):
     """One stream's socket, from before it is there."""
 
     transport: Any = None
+    noisy = False
     congested = False  # what the socket does not take is lost
 
     def __init__(self, owner: RawUDP, handler: OriginHandler) -> None:

@@ -127,6 +127,7 @@ class InnerService(Daemon):
             count=connector.streams,
             timeout=timeout,
         )
+        self._raw_udp.drain()
         try:
             await connector.drain().addTimeout(timeout, self.reactor)
         except TimedOut:

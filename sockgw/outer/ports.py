@@ -6,10 +6,11 @@ that go are closed and leave the connections that came by them alone; datagrams 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socket import has_dualstack_ipv6
 from typing import Any, Protocol
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
@@ -22,7 +23,7 @@ from sockgw.listeners import close_listener
 from sockgw.outer.rawclient import RawFactory
 from sockgw.outer.targets import Target
 from sockgw.outer.udp import UDPListener
-from sockgw.protocol.datagrams import MAX_DATAGRAM
+from sockgw.udpport import UDPPort
 from sockgw.yamlfile import ConfigError
 
 __all__ = ["TargetPorts"]
@@ -56,8 +57,11 @@ class TargetPorts:
         *,
         reuse_port: bool,
         edge: Edge | None = None,
+        others: Callable[[], Iterable[IListeningPort]] = tuple,
     ) -> None:
+        """``edge`` is what all listeners of the process share, ``others`` are those it has."""
         self._reactor = reactor
+        self._others = others
         self._make_tcp = make_tcp
         self._make_udp = make_udp
         self._reuse_port = reuse_port
@@ -75,6 +79,7 @@ class TargetPorts:
             for description, target in wanted.items():
                 if description not in self._open:
                     added[description] = self._listen(target)
+            self._check_shared({**self._open, **added}, wanted)
         except ConfigError:
             for new in added.values():
                 new.port.stopListening()
@@ -93,6 +98,19 @@ class TargetPorts:
         closing = [Deferred.fromCoroutine(self._close(each)) for each in self._open.values()]
         self._open.clear()
         return DeferredList(closing)
+
+    def _check_shared(self, listeners: Mapping[str, _Open], wanted: Mapping[str, Target]) -> None:
+        """See that no two listen on one address, as the system would let them with SO_REUSEPORT.
+
+        Each would get some of the other's clients.
+        """
+        taken = {_address(port): "" for port in self._others()}
+        for description, target in wanted.items():
+            address = _address(listeners[description].port)
+            if address in taken:
+                by = f" by target {taken[address]}" if taken[address] else ""
+                raise ConfigError(f"target {target.name}: listen: {target.listen}: taken{by}")
+            taken[address] = target.name
 
     def _listen(self, target: Target) -> _Open:
         try:
@@ -123,9 +141,8 @@ class TargetPorts:
         if not interface and has_dualstack_ipv6():
             interface = "::"
         listener = self._make_udp(target)
-        port = self._reactor.listenUDP(
-            number, listener, interface=interface, maxPacketSize=MAX_DATAGRAM
-        )
+        port = UDPPort(self._reactor, number, listener, interface, reuse_port=self._reuse_port)
+        port.startListening()
         return _Open(port, listener)
 
     async def _close(self, each: _Open) -> None:
@@ -135,6 +152,15 @@ class TargetPorts:
             await maybeDeferred(each.port.stopListening)
         else:
             await close_listener(self._reactor, each.port)
+
+
+def _address(port: IListeningPort) -> tuple[Any, ...]:
+    """Return where a port listens, in a form that is equal for equal addresses."""
+    address: Any = port.getHost()
+    if not isinstance(address, (IPv4Address, IPv6Address)):
+        return (address,)
+    host = "" if address.host in ("::", "0.0.0.0") else address.host
+    return (address.type, host, address.port)
 
 
 def _where(each: _Open) -> str:

@@ -133,6 +133,7 @@ class OuterService(Daemon):
             lambda target: UDPListener(
                 self._gateway, target, config, self._deadlines, reactor.seconds
             ),
+            others=lambda: self._ports,
             reuse_port=config.reuse_port,
             edge=self.edge,
         )
