@@ -189,6 +189,20 @@ def test_who_may_not(bench, inner):
     assert bench.entry.status == 403
 
 
+def test_who_may_not_takes_no_places():
+    bench = Listening(max_udp_clients="2")
+    inner = bench.inner()
+    for port in range(20):
+        bench.ask(b"?", ("203.0.113.1", port))
+    bench.ask(b"?", ONE)
+    assert len(inner.streams) == 1
+    assert bench.dropped == 19
+    assert len(bench.log.entries) == 1
+    bench.wait(2)
+    bench.ask(b"?", ("203.0.113.1", 99))
+    assert len(bench.log.entries) == 2
+
+
 def test_no_more_clients_than_places():
     bench = Listening(max_udp_clients="2")
     inner = bench.inner()
@@ -214,6 +228,25 @@ def test_clients_are_held_with_what_they_say():
     bench.ask(b"two?")
     inner = bench.inner()
     assert datagrams(inner.last) == [b"one?", b"two?"]
+
+
+def test_who_comes_while_the_gateway_drains(bench, inner):
+    bench.gateway.drain(1.0)
+    for _ in range(3):
+        bench.ask(b"?")
+    assert inner.streams == []
+    assert bench.gateway.connections == 0
+    assert bench.dropped == 3
+
+
+def test_the_limit_of_tcp_is_not_that_of_udp():
+    bench = Listening(tcp_idle_timeout="1000")
+    inner = bench.inner()
+    bench.ask(b"?")
+    inner.last.respond(200)
+    bench.wait(30)
+    bench.ask(b"?")
+    assert datagrams(inner.last) == [b"?", b"?"]
 
 
 @pytest.mark.parametrize("drain", [True, False])

@@ -45,6 +45,10 @@ _CONTINUE = 100
 _MAX_INFORMED = 16
 
 
+def _unlimited() -> None:
+    """Return no deadline."""
+
+
 class Owner(Protocol):
     """What a relay needs from the gateway that made it."""
 
@@ -326,9 +330,12 @@ class Relay:
             return
         self.status = head.status
         self.first_byte = self._gateway.seconds()
-        if head.status == 101 or self.route.destination.raw:
+        to = self.route.destination
+        if head.status == 101 or to.raw:
             self._switched = True
-            self._patience = self._gateway.silence_deadline
+            # Both ends of UDP look after silence themselves.
+            udp = to.protocol == "udp"
+            self._patience = _unlimited if udp else self._gateway.silence_deadline
         else:
             self._patience = self._gateway.idle_deadline
             if self.head.upgrade:  # refused: it was a request without a body

@@ -84,6 +84,11 @@ class UDPClient:
         return self
 
     @property
+    def over(self) -> bool:
+        """Whether it is served no longer."""
+        return self._over
+
+    @property
     def peer_address(self) -> str:
         """The client's address as text."""
         return canonical(self._address[0])
@@ -206,6 +211,7 @@ class UDPListener(DatagramProtocol):
         self._deadlines = deadlines
         self._seconds = seconds
         self._clients: dict[tuple[str, int], UDPClient] = {}
+        self._next_refusal = 0.0  # by the clock
         #: Whose clients come; may be set to another one with the same listener.
         self.target = target
 
@@ -231,10 +237,20 @@ class UDPListener(DatagramProtocol):
     def _new_client(self, address: tuple[str, int]) -> UDPClient | None:
         if len(self._clients) >= self._config.max_udp_clients:
             return None
+        permitted = self.target.clients
+        if permitted is not None and not permitted.contains(address[0]):
+            # Who may not be here takes no place from others, but for one in a while, to be logged.
+            now = self._seconds()
+            if now < self._next_refusal:
+                return None
+            self._next_refusal = now + _PAUSE
         client = UDPClient(self, address, self._seconds())
-        if not self._gateway.connected(client):
-            return None
         self._clients[address] = client
+        if not self._gateway.connected(client):
+            del self._clients[address]
+            return None
+        if client.over:  # the gateway is draining
+            return None
         self._deadlines.watch(client)
         client.begin(self._gateway.connect_udp(client, self.target))
         return client
