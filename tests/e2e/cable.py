@@ -19,7 +19,8 @@ class Cable:
     """Passes connections to its own port on to another one.
 
     The port stays when what it leads to is exchanged (``target``; None: nobody is there). With
-    ``server`` and ``client`` contexts TLS ends here, and begins again.
+    ``server`` and ``client`` contexts TLS ends here, and begins again. With ``every`` all
+    connections end whenever so many more bytes have come, the last of which are lost.
     """
 
     def __init__(
@@ -28,8 +29,13 @@ class Cable:
         *,
         server: ssl.SSLContext | None = None,
         client: ssl.SSLContext | None = None,
+        record: bool = True,
     ) -> None:
         self.target = target
+        self.every: int | None = None
+        self.cuts = 0
+        self._passed = 0
+        self._record = record
         self._server = server
         self._client = client
         self._listener = listening_socket()
@@ -56,6 +62,7 @@ class Cable:
 
     def cut(self) -> None:
         """End all connections."""
+        self.cuts += 1
         for wire in list(self._wires):
             with contextlib.suppress(OSError):
                 wire.shutdown(socket.SHUT_RDWR)
@@ -94,13 +101,22 @@ class Cable:
             while True:
                 for wire in _readable(near, far):
                     data = wire.recv(65_536)
-                    if not data:
+                    if not data or self._too_many(len(data)):
                         return
                     if wire is near:
-                        recording += data
+                        if self._record:
+                            recording += data
                         far.sendall(data)
                     else:
                         near.sendall(data)
+
+    def _too_many(self, size: int) -> bool:
+        self._passed += size
+        if self.every is None or self._passed < self.every:
+            return False
+        self._passed = 0
+        self.cut()
+        return True
 
     def prologue(self, near: socket.socket) -> int | None:
         """Return the port to pass a new connection on to."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,15 +19,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import pytest
 
 __all__ = [
     "LOOPBACK",
     "RESUME_SOON",
+    "Endpoint",
     "Gateway",
     "Inner",
     "Keys",
@@ -36,6 +39,7 @@ __all__ = [
     "closed_port",
     "command",
     "listening_socket",
+    "own_address",
     "require",
     "run",
     "wait_until",
@@ -118,6 +122,29 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
+
+
+class Endpoint(NamedTuple):
+    """Where something listens."""
+
+    host: str
+    port: int
+
+
+_own_addresses = count(random.SystemRandom().randrange(1 << 20) << 2)
+
+
+def own_address() -> Endpoint:
+    """Return an address of loopback that nobody else uses, with a port that is free.
+
+    For servers that cannot be told to choose a port themselves: between this and their start nobody
+    takes it, since whoever is given a port by the system gets it for another address.
+    """
+    number = next(_own_addresses) % (1 << 22)
+    host = f"127.{64 + (number >> 16)}.{number >> 8 & 255}.{number & 255 or 1}"
+    with socket.socket() as held:
+        held.bind((host, 0))
+        return Endpoint(host, held.getsockname()[1])
 
 
 class Log:
@@ -351,6 +378,7 @@ class Outer(Layer):
         except BaseException:
             self.kill()
             raise
+        # Not those of targets, which say for which.
         listening = self.log.matching("listening on (?!.* for )")
         self.socket_port = _port(listening[0])
         self.admin_port = _port(listening[1]) if len(listening) > 2 else self.socket_port
@@ -391,6 +419,22 @@ class Outer(Layer):
         self.log.wait(f"added: .*{re.escape(host)}|changed: .*{re.escape(host)}", mark)
         return host
 
+    def publish(self, name: str, server: Any, protocol: str = "tcp", **fields: Any) -> Endpoint:
+        """Give a TCP or UDP target a listener, put it in force, and return where that is.
+
+        ``server`` has a ``host`` and a ``port``; the fields are those of the targets file, and win.
+        """
+        # No two targets have one listener, and a port that the system chooses is not known yet.
+        address = own_address()
+        listen = f"{protocol}:{address.port}:interface={address.host}"
+        mark = self.log.mark()
+        fields = {"protocol": protocol, "listen": listen, "hostname": server.host, **fields}
+        self.route(server.port, name, **fields)
+        said = self.log.wait(rf"listening on .* for {re.escape(name)}$", mark)
+        found = re.search(r"listening on \w+://\[?([^/\]]+)\]?:(\d+)", said)
+        assert found, said
+        return Endpoint(found[1], int(found[2]))
+
     def metric(self, line: str) -> float:
         """Return a sample of /metrics, by what stands before its value; 0 where it is not there."""
         with contextlib.closing(socket.create_connection(("127.0.0.1", self.admin_port))) as wire:
@@ -399,6 +443,15 @@ class Outer(Layer):
                 text = file.read().decode()
         found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+    @staticmethod
+    def unread(port: int) -> int:
+        """Return how many bytes of datagrams wait in the system for who listens on a UDP port."""
+        table = Path("/proc/net/udp").read_text().split("\n")[1:-1]
+        rows = [line.split() for line in table]
+        return sum(
+            int(row[4].split(":")[1], 16) for row in rows if int(row[1].split(":")[1], 16) == port
+        )
 
     def wait_for_tunnels(self, count: int, patience: float = PATIENCE) -> None:
         """Wait until so many inner layers are connected."""
