@@ -19,6 +19,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
+    ISSLTransport,
     ITCPTransport,
     ITransport,
 )
@@ -257,14 +258,18 @@ class RawClient(Protocol):
     # ------------------------------------------------------------------ inside
 
     def _close_half(self) -> None:
-        halves = IHalfCloseableDescriptor.providedBy(self.transport)
-        if not halves:
+        transport = self.transport
+        halves = IHalfCloseableDescriptor.providedBy(transport)
+        if not halves or ISSLTransport.providedBy(transport):
+            # Twisted's TLS knows no half-close: it would close the TCP below it.
+            handler = self._handler
             self._close()
+            handler.body_ended([])
         elif not self._half_closed:
             self._half_closed = True
             # Behind a producer that has nothing to say Twisted would not get to it.
-            self.transport.unregisterProducer()
-            self.transport.loseWriteConnection()
+            transport.unregisterProducer()
+            transport.loseWriteConnection()
 
     def _close(self) -> None:
         """Both directions are over: send what is left, then close."""
@@ -275,6 +280,8 @@ class RawClient(Protocol):
             self._handler = NOBODY
         self._leave()
         self.deadline = self._deadlines.after(self._flush_timeout)
+        if self._paused:  # TLS ends with the client's word for it
+            self.transport.resumeProducing()
         self.transport.loseConnection()
 
     def _reset(self) -> None:

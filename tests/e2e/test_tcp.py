@@ -7,6 +7,7 @@ import os
 import random
 import shlex
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -398,6 +399,65 @@ def test_reset_of_what_is_half_closed(line: Line, peer: Peer, first: str) -> Non
             other.recv(1)
 
 
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_reset_by_who_was_not_read(line: Line, peer: Peer, first: str) -> None:
+    """What is under way may be lost with a reset, but not the reset itself."""
+    with pair(Way("tunnel", line).to(peer), peer) as (client, server):
+        one, other = (client, server) if first == "client" else (server, client)
+        one.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                one.send(b"x" * 65_536)
+        reset(one)
+        with pytest.raises(ConnectionResetError):
+            read_all(other)
+
+
+def test_tunnel_that_is_lost(tmp_path: Path, keys: Keys, peer: Peer) -> None:
+    """Where the link does not come back in time, nothing looks like an orderly end."""
+    with Line(tmp_path, keys, outer=("--resume-window", "300")) as line:
+        with pair(line.outer.publish("lost", peer), peer) as (client, server):
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+            target, line.cable.target = line.cable.target, None
+            line.cable.cut()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            line.cable.target = target  # too late, as the inner layer learns
+            with pytest.raises(ConnectionResetError):
+                server.recv(1)
+        entry = line.outer.access.wait('"CONNECT lost TCP" 200 ')
+        assert entry.endswith('outcome="tunnel lost"')
+
+
+def test_tls_that_ends_here(line: Line, peer: Peer, keys: Keys, tmp_path: Path) -> None:
+    """A listener may end TLS; both ends then see an orderly end, wherever that began."""
+    own = own_address()
+    listen = f"tls:{own.port}:interface={own.host}"
+    listen += f":privateKey={keys.private}:certKey={keys.certificate}"
+    where = line.outer.publish("secured", peer, listen=listen)
+    context = ssl._create_unverified_context()
+    for first in ("client", "server"):
+        with socket.create_connection(where, PATIENCE) as wire:
+            # Else Python would take any end for an orderly one.
+            client = context.wrap_socket(wire, suppress_ragged_eofs=False)
+            with client, peer.accept() as server:
+                client.sendall(b"question")
+                assert server.recv(100) == b"question"
+                server.sendall(b"answer" * 50_000)
+                if first == "server":
+                    server.close()
+                received = b""
+                while len(received) < 300_000:
+                    received += client.recv(65_536)
+                assert received == b"answer" * 50_000
+                if first == "server":
+                    assert client.recv(1) == b"", "the end was marked (close_notify)"
+                else:
+                    client.unwrap()
+                    assert server.recv(1) == b""
+
+
 def test_half_closed_client_that_has_gone(line: Line, peer: Peer) -> None:
     """The server learns of it by its next words, as it would without anything between."""
     with pair(Way("tunnel", line).to(peer), peer) as (client, server):
@@ -532,6 +592,43 @@ def test_proxy_protocol_over_ipv6(line: Line, proxied: ProxiedNginx, version: in
     )
     told, port = seen(where, source="::1")
     assert told == ["::1", str(port), "::1", str(where.port)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_proxy_protocol_on_all_addresses(
+    line: Line, proxied: ProxiedNginx, version: int, tmp_path: Path
+) -> None:
+    """One socket takes IPv4 as well, whose addresses are told as such."""
+    number = own_address().port
+    line.outer.publish(f"all{version}", proxied, listen=str(number), **{"proxy-protocol": version})
+    for host in ("127.0.0.1", "::1"):
+        told, port = seen(Endpoint(host, number), source=host)
+        assert told == [host, str(port), host, str(number)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_proxy_protocol_without_addresses(
+    line: Line, proxied: ProxiedNginx, version: int, tmp_path: Path
+) -> None:
+    """Clients by a Unix socket have none."""
+    path = tmp_path / "socket"
+    mark = line.outer.log.mark()
+    line.outer.route(
+        proxied.port,
+        f"unix{version}",
+        protocol="tcp",
+        listen=f"unix:{path}",
+        hostname=proxied.host,
+        **{"proxy-protocol": version},
+    )
+    line.outer.log.wait(rf"listening on unix:{path} for unix{version}", mark)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(path))
+        client.sendall(REQUEST)
+        head, _, told = read_all(client).partition(b"\r\n\r\n")
+    assert b" 200 OK\r\n" in head
+    assert told.split() == []
 
 
 def test_proxy_protocol_of_a_balancer_in_front(line: Line, proxied: ProxiedNginx) -> None:
