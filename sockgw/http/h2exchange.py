@@ -28,6 +28,10 @@ __all__ = ["H2Exchange"]
 _HIGH = 65_536  # bytes waiting; from here on it is congested
 _LOW = 32_768  # bytes waiting, below which it is not any more
 
+# Small pieces that wait become one: each costs as much as 200 bytes.
+_MANY = 64  # pieces
+_SMALL = 1_024  # bytes of a piece, on average
+
 # RFC 9113, section 8.2.2; what HTTP/1.1 origins say of their connection.
 _NOT_SENT = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
@@ -83,6 +87,7 @@ class H2Exchange:
         "switched",
         "trailers",
         "uncredited",
+        "unread",
         "waiting_head",
     )
 
@@ -118,8 +123,10 @@ class H2Exchange:
         #: Bytes that wait to be sent, whole pieces; and how many.
         self.queue: deque[memoryview] = deque()
         self.queued = 0
-        #: Whether the connection knows that something waits.
+        #: Whether it is in line for the connection's window and the transport.
         self.scheduled = False
+        #: It waits for the client to read since its deadline was set.
+        self.unread = False
         #: The response's head is out.
         self.responded = False
         #: The response's head, until it is known whether anything follows.
@@ -166,6 +173,12 @@ class H2Exchange:
             self.paused = False
             self.connection.deliver(self)
 
+    def keep(self, data: bytes) -> None:
+        """A piece of the request has come."""
+        self.pieces.append(data)
+        if len(self.pieces) > _MANY:
+            self.pieces = [b"".join(self.pieces)]
+
     def step(self) -> bool:
         """Hand one thing on to the handler; return whether there was any."""
         if self._over:
@@ -189,7 +202,7 @@ class H2Exchange:
         if not 100 <= status <= 199 or status == 101:
             raise ValueError("no interim status")
         if not (self._over or self.responded):
-            self.connection.inform(self, _with_status(status, headers, b"content-length"))
+            self.connection.sender.inform(self, _with_status(status, headers, b"content-length"))
 
     def respond(self, head: ResponseHead) -> None:
         """Send the response's head. Raises ValueError where it cannot be written."""
@@ -217,7 +230,7 @@ class H2Exchange:
         self._remaining = length
         self.responded = True
         self.waiting_head = fields
-        self.connection.send_soon(self)
+        self.connection.sender.soon(self)
 
     def _switch(self, head: ResponseHead) -> None:
         """Accept a WebSocket (RFC 8441, section 5)."""
@@ -228,7 +241,7 @@ class H2Exchange:
             raise ValueError("not the answer to our key")
         self.waiting_head = _with_status(200, head.headers, b"content-length", _ACCEPT)
         self.responded = self.switched = True
-        self.connection.send_soon(self)
+        self.connection.sender.soon(self)
         self._end_told = False
         self.paused = False
         self.connection.deliver(self)
@@ -248,9 +261,15 @@ class H2Exchange:
                 return
             self._remaining -= size
         self.bytes_sent += size
-        self.queue.append(memoryview(data))
+        queue = self.queue
+        queue.append(memoryview(data))
         self.queued += size
-        self.connection.pump(self)
+        if self.waiting_head is None or self.queued >= _LOW:
+            self.connection.sender.pump(self)  # else it goes along with the head
+        if len(queue) > _MANY and self.queued < _SMALL * len(queue):
+            whole = b"".join(queue)
+            queue.clear()
+            queue.append(memoryview(whole))
 
     def finish(self, trailers: Sequence[tuple[bytes, bytes]] = ()) -> bool:
         """End the response; return whether it is complete.
@@ -268,7 +287,7 @@ class H2Exchange:
         self.ending = True
         if not self.switched:
             self._over = True
-        self.connection.pump(self)
+        self.connection.sender.pump(self)
         return True
 
     def abort(self) -> None:

@@ -17,7 +17,15 @@ from struct import Struct
 
 from h2.errors import ErrorCodes
 
-__all__ = ["FrameFault", "FrameScanner", "GoAway"]
+__all__ = [
+    "CONTINUATION",
+    "HEADERS",
+    "RST_STREAM",
+    "SETTINGS",
+    "FrameFault",
+    "FrameScanner",
+    "GoAway",
+]
 
 MAX_FRAME = 16_384  # bytes of payload: RFC 9113's default, and we ask for no more
 
@@ -31,7 +39,8 @@ PER_FRAME = 4
 PER_REQUEST = 64
 
 _HEADER = 9
-_DATA, _HEADERS, _PUSH_PROMISE, _GOAWAY, _CONTINUATION = 0, 1, 5, 7, 9
+_DATA, HEADERS, RST_STREAM, SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5
+_GOAWAY, CONTINUATION = 7, 9
 _goaway = Struct(">LL")
 
 
@@ -101,9 +110,9 @@ class FrameScanner:
         if kind == _DATA and length:
             self.earned(PER_FRAME)
             return
-        if kind == _CONTINUATION:
+        if kind == CONTINUATION:
             self._block += length
-        elif kind in (_HEADERS, _PUSH_PROMISE):
+        elif kind in (HEADERS, _PUSH_PROMISE):
             self._block = length
         if self._block > self._max_block:
             raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "a header block is too long")

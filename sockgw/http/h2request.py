@@ -25,6 +25,8 @@ _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protoco
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _PATH = re.compile(rb"/[\x21\x22\x24-\x7e]*")  # without a fragment, as in HTTP/1.1
 _WEBSOCKET = b"websocket"
+# Of the key we are in charge (RFC 8441, section 5), and CONNECT has no content to speak of.
+_NOT_FOR_WEBSOCKET = frozenset((b"sec-websocket-key", b"content-length", b"expect"))
 
 
 class MalformedRequest(ValueError):
@@ -87,7 +89,11 @@ def read_request(fields: Iterable[HeaderTuple], max_size: int, max_count: int) -
     if protocol is not None:
         if protocol.lower() != _WEBSOCKET:
             raise HttpError(501, "the only protocol for CONNECT here is websocket")
+        if length:
+            raise MalformedRequest("CONNECT with content")
         method, upgrade = b"GET", _WEBSOCKET
+        headers = [field for field in headers if field[0] not in _NOT_FOR_WEBSOCKET]
+        length, expects_continue = None, False
     else:
         check_method(method)
     head = RequestHead(method, path, headers, upgrade)

@@ -4,27 +4,27 @@ The library h2 keeps the protocol's state; what it does not judge, or too late, 
 :mod:`sockgw.http.h2frames` and :mod:`sockgw.http.h2request`.
 
 Windows. A stream's window is given back as its handler takes what came, so an upload that waits
-holds its client back, by itself. The connection's window is given back at once, unless so much is
-held for all streams together that the client could fill our memory; then it waits as well. What is
-sent waits in each exchange until the client's windows and the transport take it, a frame of each in
-turn.
+holds its client back, by itself. The connection's window is given back at once: were it held back
+for what streams hold, those that wait would stop all others. So what a client can have us hold is a
+stream's window times ``max_h2_streams``. What is sent waits in each exchange until the client's
+windows and the transport take it, see :mod:`sockgw.http.h2sender`.
 
 Floods. Frames without content are counted against those with some (h2frames). Streams that end
 before their time, by a reset of the client's or by one that it brings upon itself (CVE-2023-44487,
 CVE-2025-8671), are counted too: ``max_h2_resets`` at once, of which a thirtieth comes back each
-second. Answers for a client that does not read are bounded. Over any of it the connection ends.
+second, and one with each request that ends well. Answers for a client that does not read are
+bounded. Over any of it the connection ends.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import cached_property
 from typing import Any, cast
 
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import AllowedStreamIDs, H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
@@ -38,6 +38,7 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
+from h2.stream import H2Stream
 from hyperframe.frame import GoAwayFrame
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -50,11 +51,21 @@ from sockgw.http.application import NOBODY, Application
 from sockgw.http.farewell import Farewell
 from sockgw.http.framing import HttpError
 from sockgw.http.h2exchange import H2Exchange
-from sockgw.http.h2frames import PER_FRAME, PER_REQUEST, FrameFault, FrameScanner, GoAway
+from sockgw.http.h2frames import (
+    CONTINUATION,
+    HEADERS,
+    RST_STREAM,
+    SETTINGS,
+    FrameFault,
+    FrameScanner,
+    GoAway,
+)
 from sockgw.http.h2request import MalformedRequest, Request, read_request, read_trailers
+from sockgw.http.h2sender import Sender
+from sockgw.http.h2settings import PeerSettings
 from sockgw.http.networks import host_and_port
 from sockgw.http.patience import ServerLimits
-from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
+from sockgw.protocol.heads import RequestHead, ResponseHead
 
 __all__ = ["PREFACE", "H2ClientConnection"]
 
@@ -65,17 +76,13 @@ _log = Logger()
 
 # Bytes that a client may send on a stream before its handler has taken them.
 _STREAM_WINDOW = 131_072
-# The same on a connection, and what may be held for all its streams together: 32 uploads that wait
-# do not disturb the others.
+# The same on a connection, before we have looked at them: what is on its way.
 _CONNECTION_WINDOW = 4 * 1024 * 1024
 _DEFAULT_WINDOW = 65_535  # RFC 9113, section 6.9.2
 
 # Bytes of the table of header fields, in either direction: RFC 9113's default. What a client offers
 # beyond that would be our memory.
 _TABLE_SIZE = 4_096
-
-# Bytes of a DATA frame at most: streams take turns by frames.
-_MAX_SENT = 16_384
 
 # Bytes of answers to PING, SETTINGS and bad streams, for a client that does not read.
 _MAX_UNREAD = 65_536
@@ -126,6 +133,12 @@ class _Connection(H2Connection):
         self._open_streams(1)  # lets closed ones go
         return 0
 
+    def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
+        stream = super()._begin_new_stream(stream_id, allowed_ids)
+        # RFC 9113, section 8.1.1: a wrong length is the end of a stream. h2 would end them all.
+        stream._initialize_content_length = _nothing  # type: ignore[method-assign]
+        return stream
+
 
 def _nothing(headers: object) -> None:
     """In place of h2's look at content-length, which ends the connection where it is wrong."""
@@ -158,20 +171,15 @@ class H2ClientConnection(Protocol):
         self._deadlines = deadlines
         self._limits = limits
         self._exchanges: dict[int, H2Exchange] = {}
-        self._later = later
-        self._heads: list[H2Exchange] = []  # those whose response's head waits
-        self._ready: deque[H2Exchange] = deque()  # those that have something to send
         self._last_stream = 0
-        self._blocked = False  # the transport takes no more
         self._admitted = False
         self._farewell: Farewell | None = None  # we are closing
         self._stage = _Stage.OPEN
         self._awaited = _Awaited.NOTHING
         self._missing_preface = PREFACE
+        self._greeted = False  # the client's first frame, which is SETTINGS, has come
         self._in_block = False  # a header block has begun
         self._uncredited = 0  # bytes of the connection's window
-        self._held = 0  # bytes of streams that handlers have not taken
-        self._unread = 0  # bytes written while the transport took no more
         self._resets = float(limits.max_h2_resets)
         self._forgiven_at = seconds()
         # RFC 9113, section 6.5.2: a field counts 32 bytes more. Twice what a request may have: over
@@ -189,7 +197,10 @@ class H2ClientConnection(Protocol):
                 SettingCodes.ENABLE_CONNECT_PROTOCOL: 1,
             },
         )
+        h2.remote_settings = PeerSettings(client=True)
         h2.decoder.max_header_list_size = header_list
+        #: What sends for the exchanges.
+        self.sender = Sender(self, h2, self._scanner, later)
 
     @cached_property
     def peer_address(self) -> str:
@@ -216,7 +227,7 @@ class H2ClientConnection(Protocol):
         self._deadlines.watch(self)
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
-        self._flush()
+        self.sender.flush()
         self._settle()
 
     def dataReceived(self, data: bytes) -> None:
@@ -227,29 +238,34 @@ class H2ClientConnection(Protocol):
             data = self._take_preface(data)
         try:
             for piece in self._scanner.scan(data):
+                if not self._greeted:
+                    if isinstance(piece, GoAway) or piece[3] != SETTINGS:
+                        raise FrameFault(ErrorCodes.PROTOCOL_ERROR, "no SETTINGS at first")
+                    self._greeted = True
                 if isinstance(piece, GoAway):
                     self._stage = _Stage.LEAVING  # the client opens no more streams
                     continue
-                if piece[3] in (1, 9):  # HEADERS, CONTINUATION
+                if piece[3] == RST_STREAM and self._is_idle(piece):
+                    raise FrameFault(ErrorCodes.PROTOCOL_ERROR, "RST_STREAM of an idle stream")
+                if piece[3] in (HEADERS, CONTINUATION):
                     self._in_block = not piece[4] & 4  # END_HEADERS
                 for event in self._h2.receive_data(piece):
                     self._handle(event)
                 if self._farewell is not None:
                     return
         except FrameFault as fault:
-            self._h2.close_connection(fault.code)
-            self._fault(fault.detail)
+            self._fault(fault.detail, fault.code)
             return
         except H2Error as error:
-            self._fault(str(error))
+            self._fault(str(error))  # h2 has said goodbye
             return
         except Exception:  # noqa: BLE001 - as h2's assertions: what a client sends must not get out
             _log.failure("what a client has sent was not taken")
-            self._fault("a frame that was not expected")
+            self._fault("a frame that was not expected", ErrorCodes.INTERNAL_ERROR)
             return
-        self._flush()
-        if self._unread > _MAX_UNREAD:
-            self._fault("the client does not read")
+        self.sender.flush()
+        if self.sender.unread > _MAX_UNREAD:
+            self._fault("the client does not read", ErrorCodes.ENHANCE_YOUR_CALM)
             return
         self._settle()
 
@@ -258,11 +274,15 @@ class H2ClientConnection(Protocol):
         missing = self._missing_preface
         count = min(len(data), len(missing))
         if data[:count] != missing[:count]:
-            self._fault("no preface")
+            self._fault("no preface", ErrorCodes.PROTOCOL_ERROR)
             return b""
         self._missing_preface = missing[count:]
         self._h2.receive_data(data[:count])
         return data[count:]
+
+    def _is_idle(self, frame: bytes) -> bool:
+        stream_id = int.from_bytes(frame[5:9], "big") & _LAST_STREAM
+        return stream_id > self._h2.highest_inbound_stream_id
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         farewell = self._farewell
@@ -289,16 +309,18 @@ class H2ClientConnection(Protocol):
 
     def pauseProducing(self) -> None:
         """The transport has enough. Called from within our own writes: nothing is called here."""
-        self._blocked = True
+        self.sender.blocked = True
 
     def resumeProducing(self) -> None:
         """The transport has written everything."""
-        self._blocked = False
-        self._unread = 0
         if self._farewell is not None:
             self._farewell.drained()
             return
-        self._pump_all()
+        try:
+            self.sender.resumed()
+        except Exception:  # noqa: BLE001 - the reactor has others to serve
+            self._failed()
+            return
         self._settle()
 
     def stopProducing(self) -> None:
@@ -330,7 +352,7 @@ class H2ClientConnection(Protocol):
             self._goodbye(self._last_stream)
             self._settle()
         elif self._awaited is _Awaited.BLOCK:
-            self._fault("a request's head did not come in time")
+            self._fault("a request's head did not come in time", ErrorCodes.ENHANCE_YOUR_CALM)
         else:
             self._goodbye(self._last_stream)
             self._close()
@@ -354,44 +376,7 @@ class H2ClientConnection(Protocol):
         if not exchange.paused:
             self._credit(exchange)
         self.watch(exchange)
-        self._flush()
-
-    def inform(self, exchange: H2Exchange, head: Headers) -> None:
-        """Send an interim head."""
-        if self._usable(exchange):
-            self._h2.send_headers(exchange.stream_id, cast(Any, head))
-            self._flush()
-
-    def send_soon(self, exchange: H2Exchange) -> None:
-        """Send a response's head in the next turn: perhaps its end is known by then."""
-        if not self._heads:
-            self._later(self._send_heads)
-        self._heads.append(exchange)
-
-    def _send_heads(self) -> None:
-        heads, self._heads = self._heads, []
-        for exchange in heads:
-            self._send_head(exchange, end=False)
-        self._flush()
-
-    def _send_head(self, exchange: H2Exchange, end: bool) -> None:
-        """Send a response's head if it waits; with ``end``, nothing follows."""
-        head, exchange.waiting_head = exchange.waiting_head, None
-        if head is not None and self._usable(exchange):
-            self._h2.send_headers(exchange.stream_id, cast(Any, head), end_stream=end)
-            self._scanner.earned(PER_REQUEST)
-
-    def pump(self, exchange: H2Exchange) -> None:
-        """Send what the exchange has, as far as windows and transport take it."""
-        while exchange.queue and self._send_piece(exchange):
-            pass
-        if exchange.queue:
-            if not exchange.scheduled:
-                exchange.scheduled = True
-                self._ready.append(exchange)
-        elif exchange.ending:
-            self._send_end(exchange)
-        self.watch(exchange)
+        self.sender.flush()
 
     def broken(self, exchange: H2Exchange) -> None:
         """The stream is over before its time, by our doing."""
@@ -402,18 +387,22 @@ class H2ClientConnection(Protocol):
 
     def watch(self, exchange: H2Exchange) -> None:
         """Derive from its state what the exchange waits for, and until when."""
-        waits = exchange.queue or not (exchange.complete or exchange.paused or exchange.over)
+        unread = bool(exchange.queue or exchange.ending)
+        waits = unread or not (exchange.complete or exchange.paused or exchange.over)
         if waits and not exchange.switched and exchange.stream_id in self._exchanges:
             if exchange.deadline is None:
                 self._deadlines.watch(exchange)
-            exchange.deadline = self._deadlines.after(self._limits.idle_timeout)
+                exchange.unread = False
+            if not (unread and exchange.unread):
+                exchange.deadline = self._deadlines.after(self._limits.idle_timeout)
+            exchange.unread = unread
         elif exchange.deadline is not None:
             exchange.deadline = None
             self._deadlines.discard(exchange)
 
     def late(self, exchange: H2Exchange) -> None:
         """Nothing has come of what the exchange waits for."""
-        if exchange.queue:
+        if exchange.unread:
             self._reset(exchange, ErrorCodes.CANCEL)
         else:
             self._refuse(exchange, HttpError(408, "the request's body did not come in time"))
@@ -427,14 +416,12 @@ class H2ClientConnection(Protocol):
 
     def _on_request(self, event: RequestReceived, _: H2Exchange | None) -> None:
         stream_id = event.stream_id or 0
-        stream = self._h2.streams[stream_id]
-        # RFC 9113, section 8.1.1: a wrong length is the end of a stream. h2 would end them all.
-        stream._expected_content_length = None
         if self._stage is _Stage.LEAVING or len(self._exchanges) >= self._limits.max_h2_streams:
             self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
             self._spend_reset()
             return
         self._last_stream = stream_id
+        self._awaited = _Awaited.NOTHING  # also if it is over by the end of this turn
         complete = event.stream_ended is not None
         limits = self._limits
         try:
@@ -447,7 +434,7 @@ class H2ClientConnection(Protocol):
             self._malformed(stream_id, str(error))
             return
         except HttpError as error:
-            self._refuse_head(stream_id, error, complete)
+            self._refuse_head(event, error, complete)
             return
         exchange = H2Exchange(self, stream_id, request, complete)
         self._exchanges[stream_id] = exchange
@@ -467,12 +454,15 @@ class H2ClientConnection(Protocol):
     def _on_data(self, event: DataReceived, exchange: H2Exchange | None) -> None:
         size = event.flow_controlled_length or 0
         self._uncredited += size
-        if exchange is None or exchange.over:
-            self._credit_connection()
-            return
+        if self._uncredited >= _CONNECTION_WINDOW // 4:
+            count, self._uncredited = self._uncredited, 0
+            self._h2.increment_flow_control_window(count)
         data = event.data or b""
+        if not data and size:
+            self._scanner.spare -= 1  # padding alone is no content
+        if exchange is None or exchange.over:
+            return
         exchange.uncredited += size
-        self._held += size
         exchange.bytes_received += len(data)
         received, length = exchange.bytes_received, exchange.length
         if not exchange.switched and length is not None and received > length:
@@ -483,14 +473,15 @@ class H2ClientConnection(Protocol):
             self._refuse(exchange, HttpError(413, _TOO_LARGE))
             return
         if data:
-            exchange.pieces.append(data)
+            exchange.keep(data)
         self.deliver(exchange)
-        self._credit_connection()
 
     def _on_trailers(self, event: TrailersReceived, exchange: H2Exchange | None) -> None:
         if exchange is None:
             return
         try:
+            if exchange.head.upgrade:  # RFC 9113, section 8.5
+                raise MalformedRequest("header fields where there are only bytes")
             trailers = read_trailers(cast(Any, event.headers))
         except MalformedRequest as error:
             self._malformed_body(exchange, str(error))
@@ -518,12 +509,18 @@ class H2ClientConnection(Protocol):
         self._spend_reset()
 
     def _on_window(self, event: WindowUpdated, exchange: H2Exchange | None) -> None:
-        self._pump_all()
+        if not event.stream_id:
+            self.sender.go_on()
+        elif exchange is not None:
+            self.sender.pump(exchange)
 
     def _on_settings(self, event: RemoteSettingsChanged, _: H2Exchange | None) -> None:
         if self._h2.encoder.header_table_size > _TABLE_SIZE:
             self._h2.encoder.header_table_size = _TABLE_SIZE
-        self._pump_all()
+        if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+            for each in list(self._exchanges.values()):
+                if each.queue:
+                    self.sender.pump(each)
 
     # ------------------------------------------------------------------ refusals
 
@@ -537,11 +534,14 @@ class H2ClientConnection(Protocol):
         self._reset(exchange, ErrorCodes.PROTOCOL_ERROR)
         self._spend_reset()
 
-    def _refuse_head(self, stream_id: int, error: HttpError, complete: bool) -> None:
+    def _refuse_head(self, event: RequestReceived, error: HttpError, complete: bool) -> None:
         """Answer a request that the application does not get to see."""
-        head = RequestHead(b"-", b"-", [])
+        is_head = (b":method", b"HEAD") in cast(Any, event.headers)
+        head = RequestHead(b"HEAD" if is_head else b"-", b"-", [])
+        stream_id = event.stream_id or 0
         exchange = H2Exchange(self, stream_id, Request(head, b"", None, False), complete)
         self._exchanges[stream_id] = exchange
+        exchange.refused = True
         self._answer(exchange, error, None)
 
     def _refuse(self, exchange: H2Exchange, error: HttpError) -> None:
@@ -552,7 +552,6 @@ class H2ClientConnection(Protocol):
         exchange.refused = True
         handler, exchange.handler = exchange.handler, NOBODY
         exchange.pieces = []
-        self._release(exchange)
         handler.client_lost()
         self._answer(exchange, error, exchange.head)
 
@@ -564,55 +563,18 @@ class H2ClientConnection(Protocol):
         exchange.write(body)
         exchange.finish()
 
-    # ------------------------------------------------------------------ what is sent
+    # ------------------------------------------------------------------ for what is sent
 
-    def _usable(self, exchange: H2Exchange) -> bool:
+    def usable(self, exchange: H2Exchange) -> bool:
+        """Whether anything can be sent for it."""
         return self._farewell is None and exchange.stream_id in self._exchanges
 
-    def _send_piece(self, exchange: H2Exchange) -> bool:
-        """Send a frame of the response's body; return whether one was sent."""
-        h2 = self._h2
-        if self._blocked or not self._usable(exchange):
-            return False
-        if exchange.waiting_head is not None:
-            self._send_head(exchange, end=False)
-        stream = h2.streams[exchange.stream_id]
-        room = min(stream.outbound_flow_control_window, h2.outbound_flow_control_window, _MAX_SENT)
-        if room <= 0:
-            return False
-        queue = exchange.queue
-        piece = queue.popleft()
-        if len(piece) > room:
-            queue.appendleft(piece[room:])
-            piece = piece[:room]
-        end = exchange.ending and not queue and not exchange.end_fields
-        h2.send_data(exchange.stream_id, cast(Any, piece), end)
-        exchange.queued -= len(piece)
-        self._scanner.earned(PER_FRAME)
-        self._flush()
-        if end:
-            self._sent(exchange)
-        else:
-            exchange.relieved()
-        return True
+    @property
+    def closing(self) -> bool:
+        """Whether nothing more may be written."""
+        return self._farewell is not None
 
-    def _send_end(self, exchange: H2Exchange) -> None:
-        if not self._usable(exchange) or not exchange.ending:
-            return
-        trailers = exchange.end_fields
-        if exchange.waiting_head is not None and not trailers:
-            # As one frame: gRPC's answers that are trailers alone would be no such ones otherwise.
-            self._send_head(exchange, end=True)
-        else:
-            self._send_head(exchange, end=False)
-            if trailers:
-                self._h2.send_headers(exchange.stream_id, cast(Any, trailers), end_stream=True)
-            else:
-                self._h2.end_stream(exchange.stream_id)
-        self._flush()
-        self._sent(exchange)
-
-    def _sent(self, exchange: H2Exchange) -> None:
+    def sent(self, exchange: H2Exchange) -> None:
         """Our direction has ended."""
         exchange.ending = False
         if exchange.switched:
@@ -622,8 +584,9 @@ class H2ClientConnection(Protocol):
         if not exchange.complete:
             # RFC 9113, section 8.1: nothing of the rest is wanted.
             self._h2.reset_stream(exchange.stream_id, ErrorCodes.NO_ERROR)
-            self._flush()
-        self._resets = min(self._resets + 1, float(self._limits.max_h2_resets))
+            self.sender.flush()
+        if not exchange.refused:
+            self._resets = min(self._resets + 1, float(self._limits.max_h2_resets))
         self._forget(exchange, lost=False)
 
     def _check_over(self, exchange: H2Exchange) -> None:
@@ -631,59 +594,16 @@ class H2ClientConnection(Protocol):
         if exchange.switched and exchange.sent and exchange.complete and not exchange.pieces:
             self._forget(exchange, lost=False)
 
-    def _pump_all(self) -> None:
-        """Let all that wait send, a frame each in turn."""
-        ready = self._ready
-        stalled = 0
-        while ready and stalled < len(ready) and not self._blocked:
-            exchange = ready.popleft()
-            if not exchange.queue:
-                exchange.scheduled = False
-                continue
-            if self._send_piece(exchange):
-                stalled = 0
-            else:
-                stalled += 1
-            if exchange.queue:
-                ready.append(exchange)
-                continue
-            exchange.scheduled = False
-            if exchange.ending:
-                self._send_end(exchange)
-            self.watch(exchange)
-
-    def _flush(self) -> None:
-        data = self._h2.data_to_send()
-        if data and self._farewell is None:
-            if self._blocked:
-                self._unread += len(data)
-            self.transport.write(data)
-
     # ------------------------------------------------------------------ windows
 
     def _credit(self, exchange: H2Exchange) -> None:
         """Give back to the stream's window what was taken, once that is half of it."""
-        count = exchange.uncredited
-        self._held -= count
+        exchange.granting += exchange.uncredited
         exchange.uncredited = 0
-        exchange.granting += count
         if exchange.granting >= _STREAM_WINDOW // 2:
             count, exchange.granting = exchange.granting, 0
-            if not exchange.complete and self._usable(exchange):
+            if not exchange.complete and self.usable(exchange):
                 self._h2.increment_flow_control_window(count, exchange.stream_id)
-        self._credit_connection()
-
-    def _credit_connection(self) -> None:
-        """Give back what the connection's window lacks, but for what is held."""
-        count = self._uncredited
-        if count >= _CONNECTION_WINDOW // 4 and self._held < _CONNECTION_WINDOW // 2:
-            self._uncredited = 0
-            self._h2.increment_flow_control_window(count)
-
-    def _release(self, exchange: H2Exchange) -> None:
-        """What was held for an exchange is held no more."""
-        self._held -= exchange.uncredited
-        exchange.uncredited = 0
 
     # ------------------------------------------------------------------ floods
 
@@ -704,16 +624,15 @@ class H2ClientConnection(Protocol):
     # ------------------------------------------------------------------ the end
 
     def _reset(self, exchange: H2Exchange, code: ErrorCodes) -> None:
-        if self._usable(exchange):
+        if self.usable(exchange):
             self._h2.reset_stream(exchange.stream_id, code)
-            self._flush()
+            self.sender.flush()
         self._forget(exchange, lost=True)
 
     def _forget(self, exchange: H2Exchange, lost: bool) -> None:
         """A stream is over."""
         if self._exchanges.get(exchange.stream_id) is exchange:
             del self._exchanges[exchange.stream_id]
-        self._release(exchange)
         if exchange.deadline is not None:
             exchange.deadline = None
             self._deadlines.discard(exchange)
@@ -725,7 +644,7 @@ class H2ClientConnection(Protocol):
 
     def _lose_all(self) -> None:
         exchanges, self._exchanges = self._exchanges, {}
-        self._ready.clear()
+        self.sender.close()
         for exchange in exchanges.values():
             self._forget(exchange, lost=True)
 
@@ -752,7 +671,7 @@ class H2ClientConnection(Protocol):
     def _goodbye(self, last_stream: int) -> None:
         # By hand: h2 would take nothing more from the streams that go on.
         frame = GoAwayFrame(0, last_stream_id=last_stream, error_code=ErrorCodes.NO_ERROR)
-        self._flush()
+        self.sender.flush()
         self.transport.write(frame.serialize())
 
     def _say(self, what: str, reason: str) -> None:
@@ -763,10 +682,16 @@ class H2ClientConnection(Protocol):
             address=self.peer_address,
         )
 
-    def _fault(self, reason: str) -> None:
+    def _failed(self) -> None:
+        _log.failure("a connection of HTTP/2 failed")
+        self._fault("a fault of ours", ErrorCodes.INTERNAL_ERROR)
+
+    def _fault(self, reason: str, code: ErrorCodes | None = None) -> None:
         """The client breaks the rules: the connection ends, with all that is under way."""
+        if code is not None:
+            self._h2.close_connection(code)
         self._say("connection closed: a fault", reason)
-        self._flush()
+        self.sender.flush()
         self._close()
 
     def _close(self) -> None:
