@@ -95,7 +95,7 @@ class H2Server:
         self.transport = Transport(self.clock, flushing)
         self.transport.protocol = self.connection
         self.encoder = Encoder()
-        self._decoder = Decoder()
+        self.decoder = Decoder()
         self._read = 0
         self.connection.makeConnection(self.transport)
         self.frames: list[Frame] = []
@@ -147,7 +147,7 @@ class H2Server:
                 assert one.flags & END_HEADERS
                 one.fields = [
                     (bytes(name).decode(), bytes(value).decode())
-                    for name, value in self._decoder.decode(payload, raw=True)
+                    for name, value in self.decoder.decode(payload, raw=True)
                 ]
             new.append(one)
             self._read += 9 + length
@@ -194,6 +194,11 @@ class H2Server:
     def closing(self) -> bool:
         t = self.transport
         return t.disconnecting or t.write_closing or t.aborted or t.lost
+
+    @property
+    def h2(self) -> Any:
+        """What keeps the protocol's state."""
+        return self.connection._other._h2
 
     @property
     def handlers(self) -> list[Any]:

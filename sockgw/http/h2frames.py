@@ -81,6 +81,12 @@ class FrameScanner:
         """We have sent what such frames answer."""
         self.spare = min(self.spare + frames, MAX_SPARE)
 
+    def spend(self, frames: int) -> None:
+        """So many have come. Raises FrameFault where they were too many."""
+        self.spare -= frames
+        if self.spare < 0:
+            raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "too many frames without content")
+
     def scan(self, data: bytes) -> Iterator[bytes | GoAway]:
         """Yield each frame that is complete, as h2 gets it or as a GoAway.
 
@@ -116,9 +122,7 @@ class FrameScanner:
             self._block = length
         if self._block > self._max_block:
             raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "a header block is too long")
-        self.spare -= 1
-        if self.spare < 0:
-            raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "too many frames without content")
+        self.spend(1)
 
 
 def _read_goaway(frame: bytes) -> GoAway:

@@ -43,7 +43,8 @@ from sockgw.protocol.errors import StreamCode
 
 if TYPE_CHECKING:
     from sockgw.http.h2connections import OriginConnections
-    from sockgw.http.h2originexchange import H2OriginExchange
+    from sockgw.http.h2settings import PeerSettings
+from sockgw.http.h2originexchange import H2OriginExchange
 
 __all__ = ["H2OriginConnection"]
 
@@ -144,6 +145,7 @@ class H2OriginConnection:
         header_list = 2 * (pool.max_header_size + 32 * pool.max_header_count)
         self._scanner = FrameScanner(header_list)
         self._h2 = h2 = _Connection(_CONFIGURATION)
+        h2.remote_settings = PeerSettings(client=False)
         h2.local_settings = Settings(
             client=True,
             initial_values={

@@ -54,6 +54,7 @@ from sockgw.http.h2exchange import H2Exchange
 from sockgw.http.h2frames import (
     CONTINUATION,
     HEADERS,
+    PER_FRAME,
     RST_STREAM,
     SETTINGS,
     FrameFault,
@@ -422,6 +423,7 @@ class H2ClientConnection(Protocol):
             return
         self._last_stream = stream_id
         self._awaited = _Awaited.NOTHING  # also if it is over by the end of this turn
+        self.deadline = None
         complete = event.stream_ended is not None
         limits = self._limits
         try:
@@ -459,7 +461,7 @@ class H2ClientConnection(Protocol):
             self._h2.increment_flow_control_window(count)
         data = event.data or b""
         if not data and size:
-            self._scanner.spare -= 1  # padding alone is no content
+            self._scanner.spend(PER_FRAME + 1)  # padding alone is no content
         if exchange is None or exchange.over:
             return
         exchange.uncredited += size
@@ -471,6 +473,7 @@ class H2ClientConnection(Protocol):
         limit = self._limits.max_body_size
         if limit and received > limit and not exchange.head.upgrade:
             self._refuse(exchange, HttpError(413, _TOO_LARGE))
+            self._spend_reset()
             return
         if data:
             exchange.keep(data)
@@ -489,6 +492,7 @@ class H2ClientConnection(Protocol):
         size = sum(len(name) + len(value) + 4 for name, value in trailers)
         if size > self._limits.max_header_size or len(trailers) > self._limits.max_header_count:
             self._refuse(exchange, HttpError(431, "the trailer fields are too large"))
+            self._spend_reset()
             return
         exchange.trailers = trailers
 
@@ -583,7 +587,7 @@ class H2ClientConnection(Protocol):
             return
         if not exchange.complete:
             # RFC 9113, section 8.1: nothing of the rest is wanted.
-            self._h2.reset_stream(exchange.stream_id, ErrorCodes.NO_ERROR)
+            self._reset_stream(exchange.stream_id, ErrorCodes.NO_ERROR)
             self.sender.flush()
         if not exchange.refused:
             self._resets = min(self._resets + 1, float(self._limits.max_h2_resets))
@@ -625,9 +629,15 @@ class H2ClientConnection(Protocol):
 
     def _reset(self, exchange: H2Exchange, code: ErrorCodes) -> None:
         if self.usable(exchange):
-            self._h2.reset_stream(exchange.stream_id, code)
+            self._reset_stream(exchange.stream_id, code)
             self.sender.flush()
         self._forget(exchange, lost=True)
+
+    def _reset_stream(self, stream_id: int, code: ErrorCodes) -> None:
+        stream = self._h2.streams.get(stream_id)
+        # h2 has seen the end of a request with its last frame, of which we are just told.
+        if stream is not None and not stream.closed:
+            self._h2.reset_stream(stream_id, code)
 
     def _forget(self, exchange: H2Exchange, lost: bool) -> None:
         """A stream is over."""
