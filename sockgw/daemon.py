@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from sockgw.edge import Edge
-from sockgw.endpoints import listen_error, server_endpoint
+from sockgw.endpoints import BeforeTLS, listen_error, server_endpoint
 from sockgw.logs import install
 from sockgw.monotonic import make_monotonic
 from sockgw.notify import Notifier
@@ -97,16 +97,21 @@ class Daemon(MultiService):
         opened: Callable[[IListeningPort], None],
         *,
         reuse_port: bool = False,
+        before_tls: BeforeTLS | None = None,
     ) -> None:
         """Listen on each endpoint now, or end the process with one sentence.
 
-        ``opened`` is called with each port that listens; ``reuse_port`` as for
+        ``opened`` is called with each port that listens; ``reuse_port`` and ``before_tls`` as for
         :func:`sockgw.endpoints.server_endpoint`.
         """
         for description in descriptions:
             try:
                 listening: Deferred[IListeningPort] = server_endpoint(
-                    self.reactor, description, reuse_port=reuse_port, edge=self.edge
+                    self.reactor,
+                    description,
+                    reuse_port=reuse_port,
+                    edge=self.edge,
+                    before_tls=before_tls,
                 ).listen(factory)
             except (ValueError, OSError) as error:
                 raise self._exit(listen_error(description, error, option)) from None

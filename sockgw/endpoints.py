@@ -22,6 +22,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
@@ -46,6 +47,7 @@ from sockgw.tlsserver import TLSEndpoint, server_context
 
 __all__ = [
     "EXPECTED",
+    "BeforeTLS",
     "describe",
     "listen_error",
     "server_endpoint",
@@ -55,6 +57,9 @@ __all__ = [
 
 EXPECTED = "a port number from 0 to 65535, or an endpoint such as tcp:3000:interface=127.0.0.1"
 """What a description must be, for errors."""
+
+BeforeTLS = Callable[[IProtocolFactory], IProtocolFactory]
+"""What stands between a listener and its TLS connections."""
 
 _BACKLOG = 1024  # connections waiting to be accepted; Twisted's 50 is short for a gateway's bursts
 
@@ -66,14 +71,21 @@ _TLS_KEYS = _DIRECTORY_KEYS | {
 
 
 def server_endpoint(
-    reactor: Any, description: str, *, reuse_port: bool = False, edge: Edge | None = None
+    reactor: Any,
+    description: str,
+    *,
+    reuse_port: bool = False,
+    edge: Edge | None = None,
+    before_tls: BeforeTLS | None = None,
 ) -> IStreamServerEndpoint:
     """Return the endpoint that ``description`` names; nothing listens yet.
 
     With ``reuse_port`` numbers, ``tcp:`` and ``tls:``, also behind ``haproxy:``, can be listened on
-    by several processes of one user at a time (SO_REUSEPORT); the others are as without. Reads the
-    files that a TLS endpoint names. ``edge`` is what the listeners of a process share; without one
-    PROXY headers are believed from this machine. Raises ValueError with a sentence for an operator.
+    by several processes of one user at a time (SO_REUSEPORT); the others are as without. ``edge``
+    is what the listeners of a process share; without one PROXY headers are believed from this
+    machine. What ``before_tls`` returns gets connections of ``tls:``, in place of the factory of TLS
+    connections that it is given. Reads the files that a TLS endpoint names. Raises ValueError with
+    a sentence for an operator.
     """
     if edge is None:
         edge = Edge(time.monotonic)
@@ -81,10 +93,10 @@ def server_endpoint(
         return _TCP(reactor, _port(description), reuse_port=reuse_port)
     kind, _, rest = description.partition(":")
     if kind == "haproxy":
-        return _behind_proxy(reactor, rest, reuse_port, edge)
+        return _behind_proxy(reactor, rest, reuse_port, edge, before_tls)
     if kind in ("tls", "ssl"):
         endpoint, store = _tls_parts(reactor, description, reuse_port, edge)
-        return TLSEndpoint(reactor, endpoint, store, edge)
+        return TLSEndpoint(reactor, _between(endpoint, before_tls), store, edge)
     _check(description)
     if kind == "tcp" and reuse_port:
         _from_twisted(reactor, description)  # for its errors
@@ -224,18 +236,39 @@ class _TCP:
         return family, address
 
 
+@implementer(IStreamServerEndpoint)
+class _Between:
+    """Another endpoint, with something between it and who listens."""
+
+    def __init__(self, inner: IStreamServerEndpoint, before: BeforeTLS) -> None:
+        self._inner = inner
+        self._before = before
+
+    def listen(self, protocolFactory: IProtocolFactory) -> "Deferred[IListeningPort]":
+        return self._inner.listen(self._before(protocolFactory))
+
+
+def _between(inner: IStreamServerEndpoint, before: BeforeTLS | None) -> IStreamServerEndpoint:
+    return inner if before is None else _Between(inner, before)
+
+
 def _refuse_second_proxy(description: str) -> None:
     if description.startswith("haproxy:"):
         raise ValueError("'haproxy:' stands twice")
 
 
 def _behind_proxy(
-    reactor: Any, description: str, reuse_port: bool, edge: Edge
+    reactor: Any,
+    description: str,
+    reuse_port: bool,
+    edge: Edge,
+    before_tls: BeforeTLS | None,
 ) -> IStreamServerEndpoint:
     _refuse_second_proxy(description)
     if description.partition(":")[0] in ("tls", "ssl"):
         endpoint, store = _tls_parts(reactor, description, reuse_port, edge)
-        return TLSEndpoint(reactor, ProxiedEndpoint(reactor, endpoint, edge), store, edge)
+        proxied = ProxiedEndpoint(reactor, endpoint, edge)
+        return TLSEndpoint(reactor, _between(proxied, before_tls), store, edge)
     endpoint = server_endpoint(reactor, description, reuse_port=reuse_port, edge=edge)
     return ProxiedEndpoint(reactor, endpoint, edge)
 

@@ -316,6 +316,40 @@ def test_describe(files):
         assert endpoints.describe(port) == "https://127.0.0.1:4321"
 
 
+def test_something_may_stand_before_tls(files):
+    """It gets the connections of TLS, after the PROXY header, and no others."""
+
+    class Before(Factory):
+        def __init__(self, tls):
+            self.wrappedFactory = tls
+
+        def buildProtocol(self, addr):
+            return Names()
+
+    tls = f"443:privateKey={files / 'server.key'}:certKey={files / 'server.crt'}"
+    for description, first, said in (
+        (f"tls:{tls}:interface=127.0.0.1", b"hello", b"127.0.0.1 hello"),
+        (
+            f"haproxy:tls:{tls}:interface=127.0.0.1",
+            b"PROXY TCP4 203.0.113.7 203.0.113.1 5 8\r\nx",
+            b"203.0.113.7 x",
+        ),
+        ("tcp:80", b"hello", b"hello"),
+        ("haproxy:tcp:80", b"PROXY TCP4 203.0.113.7 203.0.113.1 5 8\r\nx", b"x"),
+    ):
+        reactor = MemoryReactorClock()
+        endpoint = endpoints.server_endpoint(reactor, description, before_tls=Before)
+        endpoint.listen(Factory.forProtocol(Echo))
+        factory = reactor.tcpServers[0][1]
+        server = factory.buildProtocol(ADDRESS)
+        transport = StringTransport(peerAddress=ADDRESS)
+        server.makeConnection(transport)
+        server.dataReceived(first)
+        assert transport.value() == said
+        scheme = "https" if "tls" in description else "http"
+        assert endpoints.describe(Port(ADDRESS, factory)) == f"{scheme}://127.0.0.1:4321"
+
+
 @pytest.mark.parametrize(
     ("description", "error", "text"),
     [

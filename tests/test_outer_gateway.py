@@ -91,6 +91,42 @@ def test_an_unknown_host_is_not_found(bench, inner, client):
     assert list(bench.gateway.failures) == []
 
 
+SEALED = """
+targets:
+  a.example: {hostname: origin.internal}
+  sealed.example: {hostname: origin.internal, protocol: tls}
+  "*.sealed.example": {service: vault, protocol: tls}
+"""
+
+
+@pytest.mark.parametrize("host", ["sealed.example", "SEALED.example.:443", "x.sealed.example"])
+@pytest.mark.parametrize("path", ["/", "/healthz"])
+def test_a_host_whose_tls_is_passed_through_has_no_http(bench, inner, client, host, path):
+    bench.gateway.use(parse_targets(SEALED, "t"))
+    client.get(path, host)
+    assert client.status == 421
+    assert client.values(b"proxy-status") == [b"sockgw; error=destination_not_found"]
+    assert client.body == b"this host is reached by a TLS connection of its own\n"
+    assert inner.streams == []
+    assert bench.entry.target_name == ("*.sealed.example" if host[0] == "x" else "sealed.example")
+    client.take()
+    client.get("/", "a.example")
+    inner.last.answer()
+
+
+def test_one_connection_takes_the_place_of_another(inner):
+    bench = Bench(max_connections="2")
+    first, second = bench.client(), bench.client()
+    assert bench.client().transport.aborted
+    taken = []
+    bench.gateway.succeeded(first.connection, lambda: taken.append(bench.client()))
+    assert not taken[0].transport.aborted
+    assert bench.gateway.connections == 2
+    assert bench.client().transport.aborted
+    second.leave()
+    assert bench.gateway.connections == 1
+
+
 def test_no_host_at_all_is_not_found(bench, inner, client):
     client.send(b"GET / HTTP/1.0\r\n\r\n")
     assert client.status == 404

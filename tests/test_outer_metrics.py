@@ -7,6 +7,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sockgw.outer import metrics as module
+from sockgw.outer.clienthello import Fault
 from sockgw.outer.metrics import Metrics
 from sockgw.protocol.handshake import Refused
 
@@ -131,6 +132,14 @@ def test_reasons_are_a_fixed_set(metrics: Metrics, kind: Refused) -> None:
     seen = scrape(metrics)
     counted = {key[1]: n for key, n in seen.items() if key[0] == "sockgw_handshake_failures_total"}
     assert counted == {known.value: float(known is kind) for known in Refused}
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_faults_of_clients_are_a_fixed_set(metrics: Metrics, fault: Fault) -> None:
+    metrics.hello_refused(fault)
+    seen = scrape(metrics)
+    counted = {key[1]: n for key, n in seen.items() if key[0] == "sockgw_hello_failures_total"}
+    assert counted == {known.value: float(known is fault) for known in Fault}
 
 
 def test_targets_are_bounded(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:

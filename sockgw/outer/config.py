@@ -280,6 +280,12 @@ class OuterConfig(TunnelConfig):
     max_body_size: int = setting(
         "Largest body of a request; 0 for any size.", count_or_zero, metavar="BYTES", default="0"
     )
+    max_client_hello: int = setting(
+        "Largest ClientHello, where some target has its TLS passed through.",
+        count,
+        metavar="BYTES",
+        default="65536",
+    )
     max_tunnels: int = setting("Most tunnels.", count, metavar="NUMBER", default="1000")
     max_tunnels_per_key: int = setting(
         "Most tunnels of one key, so that none takes the places of all others.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from itertools import count
 
@@ -35,7 +36,7 @@ from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import forbidden_reason
 from sockgw.outer.proxyheader import proxy_header
 from sockgw.outer.rawclient import RawClient
-from sockgw.outer.refusals import BAD_HEAD, NO_PATH, NO_TARGET, Refusal, answer
+from sockgw.outer.refusals import BAD_HEAD, MISDIRECTED, NO_PATH, NO_TARGET, Refusal, answer
 from sockgw.outer.registry import Affinity, Registry
 from sockgw.outer.relay import Relay
 from sockgw.outer.routes import Route, route_to
@@ -101,6 +102,7 @@ class Gateway:
         self._id_prefix = os.urandom(6).hex()
         self._ids = count(1)
         self._connections: Crowd[Connection] = Crowd()
+        self._succeeded = 0  # of them, those whose place another one is about to take
         self._grace = 0.0  # seconds for a connection's last request, while draining
         self._last_call = 0.0  # when the time for them is over, by the clock
         self._broken_off: dict[Connection, Relay] = {}
@@ -165,12 +167,21 @@ class Gateway:
     # ------------------------------------------------------------------ the server's application
 
     def connected(self, connection: Connection) -> bool:
-        if len(self._connections) >= self._max_connections:
+        if len(self._connections) - self._succeeded >= self._max_connections:
             return False
         self._connections.add(connection)
         if self.draining:
             connection.drain(self._grace)
         return True
+
+    def succeeded(self, connection: Connection, begin: Callable[[], None]) -> None:
+        """``begin`` connects another one, which takes the place of this one."""
+        self._succeeded += 1
+        try:
+            begin()
+        finally:
+            self._succeeded -= 1
+            self._connections.discard(connection)
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -194,7 +205,7 @@ class Gateway:
             if known is not None and head.method in (b"GET", b"HEAD"):
                 return self._plain(exchange, view, request_id, 200, known)
         found = self._targets.match(view.host.decode("latin-1"))
-        if found is None or found.protocol not in HTTP:
+        if found is None:
             return self._without_target(exchange, view, request_id)
         name = found.name
         if self.draining and self.seconds() >= self._last_call:
@@ -202,6 +213,8 @@ class Gateway:
         elsewhere = self.https.redirect(head, view)
         if elsewhere is not None:
             return self._finally(exchange, view, request_id, elsewhere, b"", name)
+        if found.protocol not in HTTP:  # its TLS is passed through, and must not end here
+            return self._refuse(exchange, MISDIRECTED, view, request_id, name)
         request_target = head.target
         try:
             if isinstance(found, Target):

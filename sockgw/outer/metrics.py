@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import (
 )
 
 from sockgw.edge import Edge
+from sockgw.outer.clienthello import Fault
 from sockgw.protocol.handshake import Refused
 
 __all__ = ["Metrics", "TunnelCount"]
@@ -98,6 +99,7 @@ class Metrics:
     def __init__(self) -> None:
         self._targets: dict[str, _Target] = {}
         self._handshake_failures = dict.fromkeys(Refused, 0)
+        self._hello_faults = dict.fromkeys(Fault, 0)
         self._ended: TunnelCount = (0, 0, 0, 0)
         self._events = dict.fromkeys(_EVENTS, 0)
         #: Open streams, connections of clients, requests that wait for an inner layer, and tunnels
@@ -168,6 +170,10 @@ class Metrics:
     def handshake_failed(self, kind: Refused) -> None:
         """Count an inner layer turned away."""
         self._handshake_failures[kind] += 1
+
+    def hello_refused(self, fault: Fault) -> None:
+        """Count a client whose first bytes are no ClientHello, on a port that looks at it."""
+        self._hello_faults[fault] += 1
 
     def _new_target(self, name: str) -> _Target:
         if len(self._targets) >= _MAX_TARGETS:
@@ -249,6 +255,15 @@ class Metrics:
         for kind, count in self._handshake_failures.items():
             failures.add_metric([kind.value], count)
         yield failures
+
+        hellos = CounterMetricFamily(
+            "sockgw_hello_failures",
+            "Clients that began with something else than a ClientHello.",
+            labels=["reason"],
+        )
+        for fault, count in self._hello_faults.items():
+            hellos.add_metric([fault.value], count)
+        yield hellos
 
 
 def _sum(one: TunnelCount, other: TunnelCount) -> TunnelCount:

@@ -15,6 +15,7 @@ from sockgw.protocol.heads import Headers, ResponseHead
 __all__ = [
     "BAD_HEAD",
     "BUSY",
+    "MISDIRECTED",
     "NO_INNER_LAYER",
     "NO_PATH",
     "NO_TARGET",
@@ -37,6 +38,10 @@ class Refusal:
 
 NO_TARGET = Refusal(404, "no target has this host name", "destination_not_found")
 NO_PATH = Refusal(404, "no target of this host has this path", "destination_not_found")
+# RFC 9110, section 15.5.20; a client that reused a connection made for another name tries again.
+MISDIRECTED = Refusal(
+    421, "this host is reached by a TLS connection of its own", "destination_not_found"
+)
 NO_INNER_LAYER = Refusal(
     502, "no inner layer for this target is connected", "destination_unavailable"
 )

@@ -30,6 +30,7 @@ from sockgw.outer.crowd import Crowd
 from sockgw.outer.gateway import Gateway
 from sockgw.outer.keyring import Keyring
 from sockgw.outer.metrics import Metrics
+from sockgw.outer.passthrough import Passthrough, Refuser
 from sockgw.outer.ports import TargetPorts
 from sockgw.outer.rawclient import RawFactory
 from sockgw.outer.registry import Registry
@@ -104,7 +105,7 @@ class OuterService(Daemon):
             if error.line is None:  # of the file as such: say which option named it
                 error = ConfigError(error.problem, option="--targets", value=config.targets)
             raise error from None
-        self._gateway.use(self._targets.current)
+        self._use(self._targets.current)
         self._keyring = Keyring(config.public_key, reactor)
         self._admission = Admission(
             config, reactor, self._keyring, self._registry, self._metrics, self._keyring.decoy
@@ -163,6 +164,15 @@ class OuterService(Daemon):
         if config.admin_port:
             site = make(admin_root(self._metrics, config.admin_password, self, self.reactor))
             self.listen("admin-port", config.admin_port, site, self._opened, reuse_port=reuse)
+        passthrough = Passthrough(
+            self._gateway,
+            lambda target, addr: Refuser(),
+            self._deadlines,
+            self._metrics,
+            self.reactor.seconds,
+            config.head_timeout,
+            config.max_client_hello,
+        )
         # Last: no client is let in before there is somebody to ask.
         self.listen(
             "app-port",
@@ -176,6 +186,7 @@ class OuterService(Daemon):
             ),
             self._opened,
             reuse_port=reuse,
+            before_tls=passthrough.before,
         )
         try:
             self._target_ports.use(self._targets.current.ports)
@@ -253,6 +264,11 @@ class OuterService(Daemon):
         except TimedOut:
             return False
         return True
+
+    def _use(self, targets: Targets) -> None:
+        self._gateway.use(targets)
+        if targets.sealed and not any(map(_ends_tls, self._config.app_port)):
+            self._log.warn("no --app-port is tls: nobody reaches the targets of protocol tls")
 
     def reload(self) -> None:
         self.edge.check()

@@ -94,7 +94,7 @@ class Target:
 class Targets:
     """All targets of a file, found by host in a time that does not depend on how many there are."""
 
-    __slots__ = ("_all", "_catch_all", "_exact", "_wildcards", "ports")
+    __slots__ = ("_all", "_catch_all", "_exact", "_wildcards", "ports", "sealed")
 
     def __init__(
         self, targets: Mapping[str, Target | Paths] | None = None, ports: Iterable[Target] = ()
@@ -105,6 +105,8 @@ class Targets:
         #: Those that are reached by their port, and not by a host name.
         self.ports = tuple(ports)
         self._all = (*_each(by_pattern.values()), *self.ports)
+        #: Whether some of them get TLS as the client sends it.
+        self.sealed = any(target.protocol == "tls" for target in by_pattern.values())
         self._catch_all = by_pattern.get("*")
         self._wildcards = {
             pattern[2:]: target for pattern, target in by_pattern.items() if pattern[:2] == "*."

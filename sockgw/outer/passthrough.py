@@ -1,0 +1,247 @@
+"""TLS listeners that look at a client's first message, and leave some connections sealed.
+
+::
+
+    TCP, or a PROXY header before it ──▶ Sorter ──the name is a tls target's──▶ bytes to its origin
+                                           │
+                                           └──────────any other──────▶ TLS ──▶ HTTP
+
+A sorter has a connection until it knows; then the connection's protocol is another one, which gets
+all bytes from the first on as if it had been there all the time. Nothing of the sorter remains. It
+is put there only while some target has ``protocol: tls``: others do not pay for it.
+
+What is no ClientHello ends here with an alert, as sent by servers. What is not even TLS goes to the
+TLS layer, which refuses it in the same way as on listeners without a sorter, and so does a client
+that says nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as BaseProtocol
+from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+
+from sockgw.deadlines import Deadlines
+from sockgw.http.networks import host_and_port
+from sockgw.outer.clienthello import Fault, HelloError, HelloReader
+from sockgw.outer.metrics import Metrics
+from sockgw.outer.targets import Target, Targets
+
+__all__ = ["DECODE_ERROR", "INTERNAL_ERROR", "Passthrough", "Refuser", "alert"]
+
+_log = Logger()
+
+DECODE_ERROR = 50  # RFC 8446, section 6.2
+INTERNAL_ERROR = 80
+
+_MAX_LINES = 20  # of the log, in a minute
+_MINUTE = 60.0  # seconds
+
+
+def alert(description: int) -> bytes:
+    """Return a fatal alert (RFC 8446, section 6), in clear as all are before a handshake's end."""
+    return b"\x15\x03\x03\0\2\2%c" % description
+
+
+class Owner(Protocol):
+    """What sorters need of the gateway."""
+
+    @property
+    def targets(self) -> Targets:
+        """The targets in force."""
+
+    def connected(self, connection: Any) -> bool:
+        """A client came. False: one too many."""
+
+    def disconnected(self, connection: Any) -> None:
+        """It has gone."""
+
+    def succeeded(self, connection: Any, begin: Callable[[], None]) -> None:
+        """``begin`` makes another connection that takes the place of this one."""
+
+
+class Passthrough:
+    """What all sorters of a gateway share."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        pass_on: Callable[[Target, IAddress | None], IProtocol],
+        deadlines: Deadlines,
+        metrics: Metrics,
+        seconds: Callable[[], float],
+        patience: float,
+        limit: int,
+    ) -> None:
+        """``pass_on`` makes what carries all bytes of a connection to the origin of a target.
+
+        ``patience`` is in seconds for the whole ClientHello, ``limit`` in bytes.
+        """
+        self.owner = owner
+        self.pass_on = pass_on
+        self.deadlines = deadlines
+        self.patience = patience
+        self.limit = limit
+        self._metrics = metrics
+        self._seconds = seconds
+        self._since = 0.0
+        self._lines = 0
+
+    def before(self, tls: IProtocolFactory) -> IProtocolFactory:
+        """Return a factory that sorts connections before this one of TLS gets them."""
+        return _SortingFactory(self, tls)
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to sort out."""
+        return self.owner.targets.sealed
+
+    def find(self, name: str | None) -> Target | None:
+        """Return the target that gets a connection as it is."""
+        # As a request without Host: who names nothing can only mean the target for all others.
+        target = self.owner.targets.match(name or "")
+        return target if target is not None and target.protocol == "tls" else None
+
+    def failed(self, address: str, error: HelloError) -> None:
+        """A client's first bytes are no ClientHello."""
+        self._metrics.hello_refused(error.fault)
+        now = self._seconds()
+        if now - self._since >= _MINUTE:
+            self._since, left_out, self._lines = now, max(self._lines - _MAX_LINES, 0), 0
+            if left_out:
+                _log.warn("no ClientHello from {count} further clients", count=left_out)
+        self._lines += 1
+        if self._lines <= _MAX_LINES:
+            _log.warn(
+                "no ClientHello: {reason} address={address}",
+                reason=str(error),
+                address=address or "-",
+            )
+
+
+class _SortingFactory(Factory):
+    """Stands before a factory of TLS connections."""
+
+    noisy = False
+
+    def __init__(self, passthrough: Passthrough, tls: IProtocolFactory) -> None:
+        self._passthrough = passthrough
+        self.wrappedFactory = tls
+
+    def doStart(self) -> None:
+        self.wrappedFactory.doStart()
+        super().doStart()
+
+    def doStop(self) -> None:
+        self.wrappedFactory.doStop()
+        super().doStop()
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        if self._passthrough.needed:
+            return _Sorter(self._passthrough, self.wrappedFactory, addr)
+        return self.wrappedFactory.buildProtocol(cast(IAddress, addr))
+
+
+class _Sorter(BaseProtocol):
+    """A connection of which nobody knows yet whose it is."""
+
+    #: For whoever drains: nothing is under way.
+    busy = False
+
+    transport: Any
+
+    def __init__(
+        self, passthrough: Passthrough, tls: IProtocolFactory, addr: IAddress | None
+    ) -> None:
+        self._passthrough = passthrough
+        self._tls = tls
+        self._addr = addr
+        self._reader = HelloReader(passthrough.limit)
+        self._undecided = False
+        self._admitted = False
+        self.deadline: float | None = None
+
+    def connectionMade(self) -> None:
+        passthrough = self._passthrough
+        if not passthrough.owner.connected(self):
+            self.transport.abortConnection()
+            return
+        self._undecided = self._admitted = True
+        patience = passthrough.deadlines.after(passthrough.patience)
+        self.deadline = patience if self.deadline is None else min(self.deadline, patience)
+        passthrough.deadlines.watch(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        if not self._undecided:
+            return
+        try:
+            hello = self._reader.feed(data)
+        except HelloError as error:
+            self._fail(error)
+            if error.fault is Fault.NOT_TLS:
+                self._replace(self._tls.buildProtocol(cast(IAddress, self._addr)))
+            else:
+                self._undecided = False
+                self.transport.write(alert(DECODE_ERROR))
+                self.transport.loseConnection()
+            return
+        if hello is None:
+            return
+        target = self._passthrough.find(hello.server_name)
+        if target is None:
+            self._replace(self._tls.buildProtocol(cast(IAddress, self._addr)))
+        else:
+            self._replace(self._passthrough.pass_on(target, self._addr))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._undecided = False
+        self._passthrough.deadlines.discard(self)
+        if self._admitted:
+            self._passthrough.owner.disconnected(self)
+
+    def drain(self, grace: float) -> None:
+        """The gateway closes; who has begun to speak may go on for so many seconds."""
+        patience = self._passthrough.deadlines.after(grace)
+        self.deadline = patience if self.deadline is None else min(self.deadline, patience)
+
+    def expired(self) -> None:
+        self._passthrough.deadlines.discard(self)
+        if self._undecided and self._reader.received:
+            self._fail(HelloError(Fault.TIMEOUT, "it did not come in time"))
+        self._undecided = False
+        self.transport.abortConnection()
+
+    def _fail(self, error: HelloError) -> None:
+        self._passthrough.failed(host_and_port(self.transport.getPeer())[0], error)
+
+    def _replace(self, successor: Any) -> None:
+        """Make another protocol the connection's, and give it all that has come."""
+        transport = self.transport
+        self._undecided = False
+        self._passthrough.deadlines.discard(self)
+
+        def begin() -> None:
+            if isinstance(transport, ProtocolWrapper):  # behind a PROXY header
+                transport.wrappedProtocol = successor
+            else:
+                transport.protocol = successor
+            successor.makeConnection(transport)
+
+        self._passthrough.owner.succeeded(self, begin)
+        successor.dataReceived(bytes(self._reader.received))
+
+
+class Refuser(BaseProtocol):
+    """Tells a client that there is nobody for it."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        self.transport.write(alert(INTERNAL_ERROR))
+        self.transport.loseConnection()
