@@ -204,7 +204,8 @@ def answering(respond: Callable[[Connection, Request], None]) -> Script:
 class Nginx(Process):
     """nginx with the given ``location`` blocks, which serves files of ``root``."""
 
-    def __init__(self, directory: Path, root: Path, locations: str = "") -> None:
+    def __init__(self, directory: Path, root: Path, locations: str = "", listen: str = "") -> None:
+        """``listen`` is more of that directive, such as ``ssl http2``."""
         # nginx cannot be told to choose a port. It takes over a socket that listens already, as it
         # does from itself when its executable is replaced.
         with listening_socket() as listener:
@@ -212,7 +213,7 @@ class Nginx(Process):
             configuration = directory / "nginx.conf"
             # As root it would give its worker to somebody who cannot read our files.
             user = "user root;" if os.geteuid() == 0 else ""
-            configuration.write_text(_NGINX % (user, self.port, root, locations))
+            configuration.write_text(_NGINX % (user, self.port, listen, root, locations))
             for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
                 (directory / name).mkdir(exist_ok=True)
             super().__init__(
@@ -245,7 +246,7 @@ http {
     client_max_body_size 0;
     keepalive_requests 1000000;
     server {
-        listen 127.0.0.1:%d;
+        listen 127.0.0.1:%d %s;
         root %s;
         location = /empty { return 204; }
         %s
