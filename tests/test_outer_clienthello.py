@@ -137,6 +137,7 @@ def test_curl(captured) -> None:
         (b"192.0.2.1", "192.0.2.1"),
         (b"a" * 63 + b".test", "a" * 63 + ".test"),
         (b".".join([b"a"] * 128), ".".join(["a"] * 128)),
+        (b".".join([b"a" * 63] * 4) + b".", ".".join(["a" * 63] * 4)),
     ],
 )
 def test_names(name, found) -> None:
@@ -157,6 +158,7 @@ def test_names(name, found) -> None:
             b"*",
             b"b\xc3\xbccher.test",
         ),
+        b".".join([b"a" * 63] * 3 + [b"a" * 62, b"a"]),
         *(b"a" * 64, b".".join([b"a"] * 129), b"a" * 40_000, b"a.test\0.b.test", b"a,b"),
     ],
 )

@@ -102,6 +102,7 @@ class Owner(Application):
         self.targets = parse_targets(targets, "targets.yaml")
         self.members = Crowd()
         self.most = 10
+        self.draining = False
         self.places = 0
         self.raw = []
         self.on_request = answer
@@ -110,6 +111,8 @@ class Owner(Application):
         if len(self.members) - self.places >= self.most:
             return False
         self.members.add(connection)
+        if self.draining:
+            connection.drain(1.0)
         return True
 
     def disconnected(self, connection):
@@ -421,9 +424,8 @@ def test_draining() -> None:
     client.handshake()
     assert not emptied.called
     assert b" 200 " in client.get("a.test")
+    listener.owner.draining = True
     idle = listener.client()
-    for member in listener.owner.members:
-        member.drain(1.0)
     listener.advance(1.5)
     assert idle.transport.lost
     assert listener.failures == {}

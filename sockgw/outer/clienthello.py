@@ -115,9 +115,8 @@ class HelloReader:
 
     def _refuse(self, reason: str) -> NoReturn:
         """Raise what is wrong with a record: of the first one that it is none of TLS at all."""
-        other = not self._record and (
-            self.received[0] != _HANDSHAKE or self.received[1] != _MAJOR_VERSION
-        )
+        first = self.received[:2]
+        other = first[0] != _HANDSHAKE or first[1] != _MAJOR_VERSION
         raise HelloError(Fault.NOT_TLS if other else Fault.MALFORMED, reason)
 
     def _whole(self) -> bool:
