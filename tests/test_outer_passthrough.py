@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 from test_http_server_sockets import self_signed
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from sockgw.deadlines import Deadlines
+from sockgw.http.application import NOBODY
 from sockgw.http.server import ClientFactory, ServerLimits
 from sockgw.outer.crowd import Crowd
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.passthrough import Passthrough
 from sockgw.outer.targetsfile import parse_targets
+from sockgw.protocol.heads import ResponseHead
 
 TARGETS = """
 targets:
@@ -33,6 +34,7 @@ targets:
 """
 ONLY_HTTP = "targets: {a.test: {hostname: origin.internal, protocol: http}}"
 ALL = TARGETS + '  "*": {hostname: others.internal, protocol: tls}\n'
+INTERNAL_ERROR = b"\x15\x03\x03\0\2\2\x50"
 DECODE_ERROR = b"\x15\x03\x03\0\2\2\x32"
 OPTIONS = self_signed()
 
@@ -51,20 +53,26 @@ class TLS:
         return SSL.Connection(self.context, None)
 
 
-class Raw(Protocol):
-    """Stands for a connection whose bytes go to an origin."""
+class Raw:
+    """Handles a connection whose bytes go to an origin."""
 
-    def __init__(self, target):
+    def __init__(self, exchange, target):
+        self.exchange = exchange
         self.target = target
         self.data = b""
-        self.lost = False
+        self.ended = self.lost = False
 
-    def dataReceived(self, data):
-        assert self.transport is not None
+    def body_received(self, data):
         self.data += data
 
-    def connectionLost(self, reason):
+    def body_ended(self, trailers):
+        self.ended = True
+
+    def client_left(self):
         self.lost = True
+
+    def response_drained(self):
+        pass
 
 
 class Lenient(Transport):
@@ -126,8 +134,8 @@ class Owner(Application):
         self.places -= 1
         self.members.discard(connection)
 
-    def pass_on(self, target, addr):
-        self.raw.append(Raw(target))
+    def connect(self, exchange, target):
+        self.raw.append(Raw(exchange, target))
         return self.raw[-1]
 
 
@@ -139,12 +147,12 @@ class Listener:
         self.metrics = Metrics()
         self.passthrough = Passthrough(
             self.owner,
-            self.owner.pass_on,
             self.deadlines,
             self.metrics,
             self.clock.seconds,
-            10.0,
-            limit,
+            patience=10.0,
+            limit=limit,
+            flush_timeout=300.0,
         )
         http = ClientFactory(self.owner, self.deadlines, ServerLimits(**LIMITS), self.clock.seconds)
         self.factory = self.passthrough.before(TLSMemoryBIOFactory(TLS(), False, http, self.clock))
@@ -255,6 +263,28 @@ def test_early_data_and_what_else_comes_with_it() -> None:
     assert listener.owner.raw[0].data == data
     client.send(b"more")
     assert listener.owner.raw[0].data == data + b"more"
+    client.transport.half_close_by_peer()
+    assert listener.owner.raw[0].ended
+    assert not listener.owner.raw[0].lost
+
+
+def test_a_refusal_is_an_alert() -> None:
+    listener = Listener()
+    client = listener.client()
+
+    def refuse(exchange, target):
+        exchange.respond(ResponseHead(502, b"", []))
+        exchange.write(b"why")
+        exchange.finish()
+        return NOBODY
+
+    listener.owner.connect = refuse
+    client.send(hello(b"sealed.test"))
+    assert client.take() == INTERNAL_ERROR
+    assert client.transport.lost
+    assert not client.transport.aborted
+    assert not listener.owner.members
+    assert not listener.deadlines._watched
 
 
 @pytest.mark.parametrize("step", [0, 1, 7])
@@ -276,11 +306,18 @@ def test_sealed(step, behind_proxy) -> None:
         assert raw.target.name == target
         assert raw.data == data
         assert client.take() == b""
-        assert raw.transport.getPeer().host == ("198.51.100.9" if behind_proxy else "192.0.2.7")
-        assert not listener.owner.members  # this fake does not count those
-        assert not listener.deadlines._watched
+        exchange = raw.exchange
+        assert exchange.peer_address == ("198.51.100.9" if behind_proxy else "192.0.2.7")
+        assert exchange.local_port == (443 if behind_proxy else 3000)
+        assert exchange.protocol == "TLS"
+        assert exchange.head.target == name.lower().encode()
+        assert list(listener.owner.members) == [exchange]
+        exchange.write(b"answer")
+        assert client.take() == b"answer"
         client.transport.close_by_peer()
         assert raw.lost
+        assert not listener.owner.members
+        assert not listener.deadlines._watched
 
 
 def test_large_and_encrypted() -> None:

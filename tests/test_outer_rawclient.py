@@ -22,11 +22,17 @@ RAW = (
 class Client:
     """A client of a TCP target."""
 
-    def __init__(self, bench, name="ssh", flushing=True, received=b""):
+    def __init__(self, bench, name="ssh", flushing=True, asked=b"", refusal=b""):
         (target,) = [each for each in bench.gateway.targets.ports if each.name == name]
         self.bench = bench
         self.connection = RawClient(
-            bench.gateway, target, bench.deadlines, bench.clock.seconds, 300.0, received
+            bench.gateway,
+            target,
+            bench.deadlines,
+            bench.clock.seconds,
+            300.0,
+            name=asked,
+            refusal=refusal,
         )
         self.transport = Reading(bench.clock, flushing)
         self.transport.protocol = self.connection
@@ -234,10 +240,21 @@ def test_the_origin_is_told_who_its_client_is(bench, inner):
     assert bench.entry.bytes_in == 5
 
 
-def test_what_had_come_already_goes_first(bench, inner):
-    client = Client(bench, "told", received=b"hello")
-    client.send(b", you")
-    assert inner.last.body.endswith(b"3000\r\nhello, you")
+def test_a_client_whose_protocol_has_a_word_for_a_refusal(bench):
+    for name in ("ssh", "far"):  # nobody is there; not for this client
+        client = Client(bench, name, asked=b"x.example", refusal=b"no")
+        assert client.written == b"no"
+        assert client.transport.lost
+        assert not client.transport.aborted
+    assert [entry.target for entry in bench.log.entries] == [b"x.example"] * 2
+    inner = bench.inner()
+    client = Client(bench, refusal=b"no")
+    connected(bench, inner)
+    inner.last.stream.reset(StreamCode.ORIGIN_CLOSED, "")
+    bench.run()
+    assert client.written == b""  # too late for that
+    assert client.transport.aborted
+    assert not bench.deadlines._watched
 
 
 def test_a_client_that_does_not_read_pauses_the_origin(bench, inner):

@@ -18,51 +18,43 @@ that says nothing at all.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, cast
+from typing import Protocol as Seam
 
-from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
-from twisted.internet.protocol import Factory, connectionDone
-from twisted.internet.protocol import Protocol as BaseProtocol
+from twisted.internet.interfaces import IAddress, IProtocolFactory
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from sockgw.deadlines import Deadlines
+from sockgw.http.application import Connection
 from sockgw.http.networks import host_and_port
 from sockgw.outer.clienthello import Fault, HelloError, HelloReader
 from sockgw.outer.metrics import Metrics
+from sockgw.outer.rawclient import RawClient, RawGateway
 from sockgw.outer.targets import Target, Targets
 
-__all__ = ["DECODE_ERROR", "INTERNAL_ERROR", "Passthrough", "Refuser", "alert"]
+__all__ = ["Passthrough"]
 
 _log = Logger()
 
-DECODE_ERROR = 50  # RFC 8446, section 6.2
-INTERNAL_ERROR = 80
+# Fatal alerts, in clear as all are before a handshake has begun (RFC 8446, section 6).
+_DECODE_ERROR = b"\x15\x03\x03\0\2\2\x32"
+_INTERNAL_ERROR = b"\x15\x03\x03\0\2\2\x50"
 
 _MAX_LINES = 20  # of the log, in a minute
 _MINUTE = 60.0  # seconds
 
 
-def alert(description: int) -> bytes:
-    """Return a fatal alert (RFC 8446, section 6), in clear as all are before a handshake's end."""
-    return b"\x15\x03\x03\0\2\2%c" % description
-
-
-class Owner(Protocol):
-    """What sorters need of the gateway."""
+class Owner(RawGateway, Seam):
+    """What sorters need of the gateway, besides what raw clients do."""
 
     @property
     def targets(self) -> Targets:
         """The targets in force."""
 
-    def connected(self, connection: Any) -> bool:
-        """A client came. False: one too many."""
-
-    def disconnected(self, connection: Any) -> None:
-        """It has gone."""
-
-    def succeeded(self, connection: Any, begin: Callable[[], None]) -> None:
+    def succeeded(self, connection: Connection, begin: Callable[[], None]) -> None:
         """``begin`` makes another connection that takes the place of this one."""
 
 
@@ -72,24 +64,24 @@ class Passthrough:
     def __init__(
         self,
         owner: Owner,
-        pass_on: Callable[[Target, IAddress | None], IProtocol],
         deadlines: Deadlines,
         metrics: Metrics,
         seconds: Callable[[], float],
+        *,
         patience: float,
         limit: int,
+        flush_timeout: float,
     ) -> None:
-        """``pass_on`` makes what carries all bytes of a connection to the origin of a target.
-
-        ``patience`` is in seconds for the whole ClientHello, ``limit`` in bytes.
+        """``patience`` is in seconds for the whole ClientHello, ``limit`` in bytes; for
+        ``flush_timeout`` see :class:`RawClient`.
         """
         self.owner = owner
-        self.pass_on = pass_on
         self.deadlines = deadlines
         self.patience = patience
         self.limit = limit
         self._metrics = metrics
         self._seconds = seconds
+        self._flush_timeout = flush_timeout
         self._since = 0.0
         self._lines = 0
 
@@ -107,6 +99,18 @@ class Passthrough:
         # As a request without Host: who names nothing can only mean the target for all others.
         target = self.owner.targets.match(name or "")
         return target if target is not None and target.protocol == "tls" else None
+
+    def raw_client(self, target: Target, name: str | None) -> RawClient:
+        """Return what carries all bytes of a connection to the origin of a target."""
+        return RawClient(
+            self.owner,
+            target,
+            self.deadlines,
+            self._seconds,
+            self._flush_timeout,
+            name=(name or "-").encode("ascii"),
+            refusal=_INTERNAL_ERROR,
+        )
 
     def failed(self, address: str, error: HelloError) -> None:
         """A client's first bytes are no ClientHello."""
@@ -148,10 +152,12 @@ class _SortingFactory(Factory):
         return self.wrappedFactory.buildProtocol(cast(IAddress, addr))
 
 
-class _Sorter(BaseProtocol):
+class _Sorter(Protocol):
     """A connection of which nobody knows yet whose it is."""
 
-    #: For whoever drains: nothing is under way.
+    # As a connection of the gateway's, which has no request.
+    affinity: object | None = None
+    secure = True
     busy = False
 
     transport: Any
@@ -188,7 +194,7 @@ class _Sorter(BaseProtocol):
                 self._replace(self._tls.buildProtocol(cast(IAddress, self._addr)))
             else:
                 self._undecided = False
-                self.transport.write(alert(DECODE_ERROR))
+                self.transport.write(_DECODE_ERROR)
                 self.transport.loseConnection()
             return
         if hello is None:
@@ -197,13 +203,28 @@ class _Sorter(BaseProtocol):
         if target is None:
             self._replace(self._tls.buildProtocol(cast(IAddress, self._addr)))
         else:
-            self._replace(self._passthrough.pass_on(target, self._addr))
+            self._replace(self._passthrough.raw_client(target, hello.server_name))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._undecided = False
         self._passthrough.deadlines.discard(self)
         if self._admitted:
             self._passthrough.owner.disconnected(self)
+
+    @property
+    def peer_address(self) -> str:
+        """The client's address as text; "" for none."""
+        return host_and_port(self.transport.getPeer())[0]
+
+    @property
+    def local_port(self) -> int:
+        """The port that the client has connected to."""
+        return host_and_port(self.transport.getHost())[1]
+
+    def drop(self) -> None:
+        """Cut the client off."""
+        self._undecided = False
+        self.transport.abortConnection()
 
     def drain(self, grace: float) -> None:
         """The gateway closes; who has begun to speak may go on for so many seconds."""
@@ -218,7 +239,7 @@ class _Sorter(BaseProtocol):
         self.transport.abortConnection()
 
     def _fail(self, error: HelloError) -> None:
-        self._passthrough.failed(host_and_port(self.transport.getPeer())[0], error)
+        self._passthrough.failed(self.peer_address, error)
 
     def _replace(self, successor: Any) -> None:
         """Make another protocol the connection's, and give it all that has come."""
@@ -235,13 +256,3 @@ class _Sorter(BaseProtocol):
 
         self._passthrough.owner.succeeded(self, begin)
         successor.dataReceived(bytes(self._reader.received))
-
-
-class Refuser(BaseProtocol):
-    """Tells a client that there is nobody for it."""
-
-    transport: Any
-
-    def connectionMade(self) -> None:
-        self.transport.write(alert(INTERNAL_ERROR))
-        self.transport.loseConnection()

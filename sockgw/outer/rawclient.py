@@ -2,8 +2,8 @@
 
 It is connection and exchange in one (:mod:`sockgw.http.application`), so that it is carried, held
 and asked for again like a request. The answer's head says whether it is connected: any status but
-2xx is a refusal, and to a client of which nothing is known a refusal is a reset. Each direction
-ends for itself, and what breaks off looks broken.
+2xx is a refusal, and to a client of which nothing is known a refusal is a reset, unless its
+protocol has a word for it. Each direction ends for itself, and what breaks off looks broken.
 """
 
 from __future__ import annotations
@@ -72,16 +72,18 @@ class RawClient(Protocol):
         deadlines: Deadlines,
         seconds: Callable[[], float],
         flush_timeout: float,
-        received: bytes = b"",
+        *,
+        name: bytes = b"",
+        refusal: bytes = b"",
     ) -> None:
-        """``received`` has come already: the first that the target gets.
-
-        ``flush_timeout``: seconds for a client to take what is left once both directions are over.
+        """``flush_timeout``: seconds for a client to take what is left once both directions are
+        over. ``name`` is what the client has asked for, where it can; ``refusal`` what it is sent
+        in place of a reset where it cannot be connected.
         """
         self._gateway = gateway
         self._deadlines = deadlines
         self._flush_timeout = flush_timeout
-        self._received = received
+        self._refusal = refusal
         self._handler: RequestHandler = NOBODY
         self._admitted = False
         self._over = False  # as an exchange
@@ -90,7 +92,8 @@ class RawClient(Protocol):
         self._finished = False  # nothing more will be written
         self._paused = False
         self.target = target
-        self.head = RequestHead(b"CONNECT", target.name.encode("latin-1", "replace"), [])
+        name = name or target.name.encode("latin-1", "replace")
+        self.head = RequestHead(b"CONNECT", name, [])
         self.protocol = target.protocol.upper()
         self.affinity: object | None = None
         self.congested = False
@@ -137,12 +140,8 @@ class RawClient(Protocol):
         transport.registerProducer(self, True)
         self._deadlines.watch(self)
         handler = self._gateway.connect(self, self.target)
-        if self._over:
-            return
-        self._handler = handler
-        received, self._received = self._received, b""
-        if received:
-            self.dataReceived(received)
+        if not self._over:
+            self._handler = handler
 
     def dataReceived(self, data: bytes) -> None:
         if not self._over:
@@ -229,7 +228,12 @@ class RawClient(Protocol):
 
     def respond(self, head: ResponseHead) -> None:
         """It is connected; or, where the status is not 2xx, refused."""
-        if not 200 <= head.status <= 299:
+        if 200 <= head.status <= 299 or self._over:
+            return
+        if self._refusal:
+            self.write(self._refusal)
+            self._close()
+        else:
             self.abort()
 
     def write(self, data: bytes) -> None:

@@ -30,7 +30,7 @@ from sockgw.outer.crowd import Crowd
 from sockgw.outer.gateway import Gateway
 from sockgw.outer.keyring import Keyring
 from sockgw.outer.metrics import Metrics
-from sockgw.outer.passthrough import Passthrough, Refuser
+from sockgw.outer.passthrough import Passthrough
 from sockgw.outer.ports import TargetPorts
 from sockgw.outer.rawclient import RawFactory
 from sockgw.outer.registry import Registry
@@ -166,12 +166,12 @@ class OuterService(Daemon):
             self.listen("admin-port", config.admin_port, site, self._opened, reuse_port=reuse)
         passthrough = Passthrough(
             self._gateway,
-            lambda target, addr: Refuser(),
             self._deadlines,
             self._metrics,
             self.reactor.seconds,
-            config.head_timeout,
-            config.max_client_hello,
+            patience=config.head_timeout,
+            limit=config.max_client_hello,
+            flush_timeout=config.idle_timeout,
         )
         # Last: no client is let in before there is somebody to ask.
         self.listen(
@@ -265,11 +265,6 @@ class OuterService(Daemon):
             return False
         return True
 
-    def _use(self, targets: Targets) -> None:
-        self._gateway.use(targets)
-        if targets.sealed and not any(map(_ends_tls, self._config.app_port)):
-            self._log.warn("no --app-port is tls: nobody reaches the targets of protocol tls")
-
     def reload(self) -> None:
         self.edge.check()
         self._targets.check()
@@ -281,6 +276,8 @@ class OuterService(Daemon):
         if self.running:
             self._target_ports.use(targets.ports)
         self._gateway.use(targets)
+        if targets.sealed and not any(map(_ends_tls, self._config.app_port)):
+            self._log.warn("no --app-port is tls: nobody reaches the targets of protocol tls")
 
     def _opened(self, port: IListeningPort) -> None:
         self._ports.append(port)

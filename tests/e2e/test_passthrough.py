@@ -57,10 +57,11 @@ def sealed_nginx(
         ssl_certificate_key {theirs.key};
         ssl_client_certificate {person.ca};
         ssl_verify_client optional;
+        ssl_protocols TLSv1.2 TLSv1.3;
         ssl_early_data on;
         large_client_header_buffers 4 32k;
         location = /who {{ return 200 "$ssl_client_s_dn $server_protocol $ssl_server_name"; }}
-        location = /early {{ return 200 "early:$ssl_early_data"; }}
+        location = /early {{ return 200 "early:$ssl_early_data."; }}
     """
     directory = tmp_path_factory.mktemp("sealed-nginx")
     with Nginx(directory, files, settings, "ssl http2") as server:
@@ -217,10 +218,10 @@ def test_early_data(both: Gateway, theirs: Identity, tmp_path: Path) -> None:
         )
         return got.stdout + got.stderr
 
-    assert b"early:\r\n" in run("-sess_out", tickets) + b"\r\n"
+    assert b"early:." in run("-sess_out", tickets)
     got = run("-sess_in", tickets, "-early_data", request)
     assert b"Early data was accepted" in got
-    assert b"early:1" in got
+    assert b"early:1." in got
 
 
 class Reverser(Process):
@@ -426,18 +427,26 @@ def test_the_carrier_is_cut(
     assert outer.metric("sockgw_tunnels_lost_total") == 0
 
 
-def test_nobody_is_there(
-    tmp_path: Path, keys: Keys, ours: Identity, theirs: Identity, sealed_nginx: Nginx
-) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, keys: Keys, ours: Identity) -> Iterator[Outer]:
+    """An outer layer without an inner one, with short times and low limits."""
+    limits = ("--head-timeout", "500", "--max-client-hello", "2048", "--hold", "0")
+    targets = {"sealed.test": {"hostname": "a.test", "protocol": "tls"}}
+    directory = tmp_path_factory.mktemp("alone")
+    with Outer(directory, keys.certificate, *limits, app=ours.endpoint(), targets=targets) as outer:
+        yield outer
+        assert not outer.log.matching("no --app-port is tls")
+
+
+def test_nobody_is_there(alone: Outer, theirs: Identity) -> None:
     """Refusals are alerts, and each leaves a line."""
-    with Outer(tmp_path, keys.certificate, "--hold", "0", app=ours.endpoint()) as outer:
-        outer.route(sealed_nginx, host="sealed.test", protocol="tls")
-        with pytest.raises(ssl.SSLError, match=r"(?i)alert.internal.error"):
-            connect(outer.app_port, "sealed.test", theirs.client())
-        outer.access.wait("target=sealed.test .*no inner layer")
-        got = curl(outer.app_port, "--cacert", theirs.ca, "https://sealed.test/")
-        assert got.returncode == 35
-        assert b"internal error" in got.stderr
+    mark = alone.access.mark()
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert.internal.error"):
+        connect(alone.app_port, "sealed.test", theirs.client())
+    alone.access.wait('"CONNECT sealed.test TLS" 502 .*target=sealed.test .*no inner layer', mark)
+    got = curl(alone.app_port, "--cacert", theirs.ca, "https://sealed.test/")
+    assert got.returncode == 35
+    assert b"internal error" in got.stderr
 
 
 def test_origin_down(both: Gateway, theirs: Identity) -> None:
@@ -446,6 +455,36 @@ def test_origin_down(both: Gateway, theirs: Identity) -> None:
         mark = both.outer.access.mark()
         assert said(both.port, hello_for(name)) == INTERNAL_ERROR
     both.outer.access.wait(rf'target={name} .*outcome="connection refused"', mark)
+
+
+def test_either_side_may_end_first(both: Gateway) -> None:
+    """To what comes after the ClientHello nobody listens; so it need not be TLS here."""
+    seen: list[bytes] = []
+
+    def wait_for_the_end(connection: Connection) -> None:
+        seen.append(connection.file.read())
+        connection.send(b"bye")
+
+    def end_first(connection: Connection) -> None:
+        connection.send(b"bye")
+        connection.socket.shutdown(socket.SHUT_WR)
+        seen.append(connection.file.read())
+
+    with Origin(wait_for_the_end) as one, Origin(end_first) as other:
+        for origin, name in ((one, "one.sealed.test"), (other, "other.sealed.test")):
+            both.route(origin, host=name, protocol="tls")
+            hello = hello_for(name)
+            with socket.create_connection(("127.0.0.1", both.port), PATIENCE) as wire:
+                wire.sendall(hello)
+                if origin is one:
+                    wire.shutdown(socket.SHUT_WR)
+                with wire.makefile("rb") as file:
+                    assert file.read() == b"bye"
+                if origin is other:
+                    wire.sendall(b" more")
+                    hello += b" more"
+            wait_until(lambda: seen, "the origin has seen the end")
+            assert seen.pop() == hello
 
 
 def test_not_for_these_clients(both: Gateway, sealed_nginx: Nginx) -> None:
@@ -482,44 +521,37 @@ def test_held(
 # ---------------------------------------------------------------------- what is no ClientHello
 
 
-def test_junk(tmp_path: Path, keys: Keys, ours: Identity) -> None:
-    with Outer(
-        tmp_path, keys.certificate, "--head-timeout", "500", "--max-client-hello", "2048",
-        app=ours.endpoint(), targets={"sealed.test": {"hostname": "a.test", "protocol": "tls"}},
-    ) as outer:  # fmt: skip
-        port = outer.app_port
+def test_junk(alone: Outer) -> None:
+    port = alone.app_port
 
-        def failures(reason: str) -> float:
-            return outer.metric(f'sockgw_hello_failures_total{{reason="{reason}"}}')
+    def failures(reason: str) -> float:
+        return alone.metric(f'sockgw_hello_failures_total{{reason="{reason}"}}')
 
-        hello = hello_for("sealed.test")
-        assert said(port, hello.replace(b"sealed.test", b"sealed\0test")) == DECODE_ERROR
-        assert failures("malformed") == 1
-        big = ssl.create_default_context()
-        big.set_alpn_protocols(["x" * 200] * 20)
-        assert said(port, hello_for("sealed.test", big)) in (
-            DECODE_ERROR,
-            b"",
-        )  # or a reset was faster
-        assert failures("too-large") == 1
-        # As everywhere where there is TLS: its alert, if it has one for that.
-        said(port, b"GET / HTTP/1.1\r\nHost: sealed.test\r\n\r\n")
-        assert failures("not-tls") == 1
-        begun = time.monotonic()
-        with socket.create_connection(("127.0.0.1", port), PATIENCE) as wire:
-            try:
-                for byte in hello[:-1]:
-                    wire.sendall(bytes([byte]))
-                    time.sleep(0.02)  # that is what it is like
-            except OSError:
-                pass
-        assert 0.5 <= time.monotonic() - begun < 3
-        assert failures("timeout") == 1
-        assert said(port, b"") == b""  # in as much time, and nothing is said of it
-        lines = outer.log.matching("no ClientHello")
-        assert len(lines) == 4
-        assert all(line.endswith("address=127.0.0.1") for line in lines)
-        wait_until(lambda: outer.metric("sockgw_clients") == 0, "all have gone")
+    hello = hello_for("sealed.test")
+    assert said(port, hello.replace(b"sealed.test", b"sealed\0test")) == DECODE_ERROR
+    assert failures("malformed") == 1
+    big = ssl.create_default_context()
+    big.set_alpn_protocols(["x" * 200] * 20)
+    assert said(port, hello_for("sealed.test", big)) in (DECODE_ERROR, b"")  # a reset was faster
+    assert failures("too-large") == 1
+    # As everywhere where there is TLS: its alert, if it has one for that.
+    said(port, b"GET / HTTP/1.1\r\nHost: sealed.test\r\n\r\n")
+    assert failures("not-tls") == 1
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as wire:
+        try:
+            for byte in hello[:-1]:
+                wire.sendall(bytes([byte]))
+                time.sleep(0.02)  # that is what it is like
+        except OSError:
+            pass
+    assert 0.5 <= time.monotonic() - begun < 3
+    assert failures("timeout") == 1
+    assert said(port, b"") == b""  # in as much time, and nothing is said of it
+    lines = alone.log.matching("no ClientHello")
+    assert len(lines) == 4
+    assert all(line.endswith("address=127.0.0.1") for line in lines)
+    wait_until(lambda: alone.metric("sockgw_clients") == 0, "all have gone")
 
 
 # ---------------------------------------------------------------------- around it
