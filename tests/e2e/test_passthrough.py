@@ -587,6 +587,7 @@ def test_no_port_for_it(tmp_path: Path, keys: Keys) -> None:
         assert outer.log.matching(
             "no --app-port is tls: nobody reaches the targets of protocol tls"
         )
+        assert outer.metric("sockgw_clients") == 0  # it runs, and ends as it should
 
 
 def test_behind_a_proxy(tmp_path: Path, keys: Keys, ours: Identity, theirs: Identity) -> None:
