@@ -83,9 +83,9 @@ def server_endpoint(
     With ``reuse_port`` numbers, ``tcp:`` and ``tls:``, also behind ``haproxy:``, can be listened on
     by several processes of one user at a time (SO_REUSEPORT); the others are as without. ``edge``
     is what the listeners of a process share; without one PROXY headers are believed from this
-    machine. What ``before_tls`` returns gets connections of ``tls:``, in place of the factory of TLS
-    connections that it is given. Reads the files that a TLS endpoint names. Raises ValueError with
-    a sentence for an operator.
+    machine. What ``before_tls`` returns gets the connections of ``tls:``, in place of the factory
+    of TLS connections that it is given. Reads the files that a TLS endpoint names. Raises
+    ValueError with a sentence for an operator.
     """
     if edge is None:
         edge = Edge(time.monotonic)

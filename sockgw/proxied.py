@@ -25,12 +25,12 @@ from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from zope.interface import alsoProvides, directlyProvides, implementer, providedBy
+from zope.interface import alsoProvides, directlyProvides, implementer, noLongerProvides, providedBy
 
 from sockgw.edge import Edge
 from sockgw.proxyprotocol import Addresses, HeaderError, parse
 
-__all__ = ["ProxiedEndpoint"]
+__all__ = ["Proxied", "ProxiedEndpoint"]
 
 _log = Logger()
 
@@ -59,11 +59,11 @@ class _ProxiedFactory(WrappingFactory):
     def logPrefix(self) -> str:
         return "PROXY"
 
-    def buildProtocol(self, addr: IAddress | None) -> "_Proxied":
-        return _Proxied(self)
+    def buildProtocol(self, addr: IAddress | None) -> "Proxied":
+        return Proxied(self)
 
 
-class _Proxied(ProtocolWrapper):
+class Proxied(ProtocolWrapper):
     """A connection: first the header's reader, then between its transport and its protocol."""
 
     factory: _ProxiedFactory
@@ -119,13 +119,10 @@ class _Proxied(ProtocolWrapper):
         if protocol is None:
             self.transport.abortConnection()
             return
-        self.wrappedProtocol = protocol
-        if IHalfCloseableProtocol.providedBy(protocol):
-            alsoProvides(self, IHalfCloseableProtocol)
         # From here on nothing but the addresses is ours.
         self.write = self.transport.write  # type: ignore[method-assign]
         self.writeSequence = self.transport.writeSequence  # type: ignore[method-assign]
-        self.dataReceived = protocol.dataReceived  # type: ignore[method-assign]
+        self.pass_to(protocol)
         protocol.makeConnection(self)
         if rest:
             self.dataReceived(rest)
@@ -176,6 +173,15 @@ class _Proxied(ProtocolWrapper):
             protocol.connectionLost(reason)
 
     # ------------------------------------------------------------------ for the protocol
+
+    def pass_to(self, protocol: Any) -> None:
+        """Let the connection be this protocol's from now on, which is told so by its caller."""
+        self.wrappedProtocol = protocol
+        self.dataReceived = protocol.dataReceived  # type: ignore[method-assign]
+        if IHalfCloseableProtocol.providedBy(protocol):
+            alsoProvides(self, IHalfCloseableProtocol)
+        elif IHalfCloseableProtocol.providedBy(self):
+            noLongerProvides(self, IHalfCloseableProtocol)
 
     def logPrefix(self) -> str:
         return "PROXY"

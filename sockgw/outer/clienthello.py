@@ -21,7 +21,7 @@ import enum
 import re
 from typing import NamedTuple, NoReturn
 
-__all__ = ["ClientHello", "Fault", "HelloError", "HelloReader"]
+__all__ = ["ClientHello", "Fault", "HelloError", "HelloReader", "NotTLS"]
 
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
@@ -39,16 +39,19 @@ _NAME = re.compile(rb"(?=.{1,255}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
 
 class Fault(enum.Enum):
-    """Why a client's first bytes lead nowhere; the values are labels of a metric."""
+    """What is wrong with a ClientHello; the values are labels of a metric."""
 
-    NOT_TLS = "not-tls"  #: the first bytes are those of another protocol
     MALFORMED = "malformed"
     TOO_LARGE = "too-large"
     TIMEOUT = "timeout"
 
 
+class NotTLS(Exception):
+    """The first bytes are those of another protocol."""
+
+
 class HelloError(Exception):
-    """It is no ClientHello. The text is for logs, and holds nothing that the client sent."""
+    """It is no good ClientHello. The text is for logs, and holds nothing that the client sent."""
 
     def __init__(self, fault: Fault, reason: str) -> None:
         super().__init__(reason)
@@ -81,7 +84,7 @@ class HelloReader:
     def feed(self, data: bytes) -> ClientHello | None:
         """Take bytes as they come; return the ClientHello once it is complete, or None.
 
-        Raises HelloError. How the bytes are cut makes no difference.
+        Raises NotTLS or HelloError. How the bytes are cut makes no difference.
         """
         received = self.received
         received += data
@@ -114,10 +117,11 @@ class HelloReader:
                 return _parse(self._joined())
 
     def _refuse(self, reason: str) -> NoReturn:
-        """Raise what is wrong with a record: of the first one that it is none of TLS at all."""
+        """Raise what is wrong with a record; of the first one it may be that it is none of TLS."""
         first = self.received[:2]
-        other = first[0] != _HANDSHAKE or first[1] != _MAJOR_VERSION
-        raise HelloError(Fault.NOT_TLS if other else Fault.MALFORMED, reason)
+        if first[0] != _HANDSHAKE or first[1] != _MAJOR_VERSION:
+            raise NotTLS
+        raise HelloError(Fault.MALFORMED, reason)
 
     def _whole(self) -> bool:
         """Look at the message's head, once it is there; return whether all of it is."""

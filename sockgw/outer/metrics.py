@@ -172,7 +172,7 @@ class Metrics:
         self._handshake_failures[kind] += 1
 
     def hello_refused(self, fault: Fault) -> None:
-        """Count a client whose first bytes are no ClientHello, on a port that looks at it."""
+        """Count a client with a bad ClientHello, on a port that looks at it."""
         self._hello_faults[fault] += 1
 
     def _new_target(self, name: str) -> _Target:
@@ -258,7 +258,7 @@ class Metrics:
 
         hellos = CounterMetricFamily(
             "sockgw_hello_failures",
-            "Clients that began with something else than a ClientHello.",
+            "Connections closed for their ClientHello, where one is looked at.",
             labels=["reason"],
         )
         for fault, count in self._hello_faults.items():

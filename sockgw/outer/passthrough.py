@@ -24,16 +24,17 @@ from typing import Protocol as Seam
 from twisted.internet.interfaces import IAddress, IProtocolFactory
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
-from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
 from sockgw.deadlines import Deadlines
 from sockgw.http.application import Connection
 from sockgw.http.networks import host_and_port
-from sockgw.outer.clienthello import Fault, HelloError, HelloReader
+from sockgw.outer.clienthello import Fault, HelloError, HelloReader, NotTLS
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.rawclient import RawClient, RawGateway
 from sockgw.outer.targets import Target, Targets
+from sockgw.proxied import Proxied
+from sockgw.seldom import Seldom
 
 __all__ = ["Passthrough"]
 
@@ -42,9 +43,6 @@ _log = Logger()
 # Fatal alerts, in clear as all are before a handshake has begun (RFC 8446, section 6).
 _DECODE_ERROR = b"\x15\x03\x03\0\2\2\x32"
 _INTERNAL_ERROR = b"\x15\x03\x03\0\2\2\x50"
-
-_MAX_LINES = 20  # of the log, in a minute
-_MINUTE = 60.0  # seconds
 
 
 class Owner(RawGateway, Seam):
@@ -82,8 +80,7 @@ class Passthrough:
         self._metrics = metrics
         self._seconds = seconds
         self._flush_timeout = flush_timeout
-        self._since = 0.0
-        self._lines = 0
+        self._say = Seldom(seconds)
 
     def before(self, tls: IProtocolFactory) -> IProtocolFactory:
         """Return a factory that sorts connections before this one of TLS gets them."""
@@ -113,19 +110,14 @@ class Passthrough:
         )
 
     def failed(self, address: str, error: HelloError) -> None:
-        """A client's first bytes are no ClientHello."""
+        """A client's first bytes are no good ClientHello."""
         self._metrics.hello_refused(error.fault)
-        now = self._seconds()
-        if now - self._since >= _MINUTE:
-            self._since, left_out, self._lines = now, max(self._lines - _MAX_LINES, 0), 0
-            if left_out:
-                _log.warn("no ClientHello from {count} further clients", count=left_out)
-        self._lines += 1
-        if self._lines <= _MAX_LINES:
-            _log.warn(
-                "no ClientHello: {reason} address={address}",
-                reason=str(error),
+        if self._say.may():
+            _log.info(
+                "bad ClientHello address={address}: {reason}{rest}",
                 address=address or "-",
+                reason=str(error),
+                rest=self._say.rest(),
             )
 
 
@@ -188,14 +180,14 @@ class _Sorter(Protocol):
             return
         try:
             hello = self._reader.feed(data)
+        except NotTLS:
+            self._replace(self._tls.buildProtocol(cast(IAddress, self._addr)))
+            return
         except HelloError as error:
             self._fail(error)
-            if error.fault is Fault.NOT_TLS:
-                self._replace(self._tls.buildProtocol(cast(IAddress, self._addr)))
-            else:
-                self._undecided = False
-                self.transport.write(_DECODE_ERROR)
-                self.transport.loseConnection()
+            self._undecided = False
+            self.transport.write(_DECODE_ERROR)
+            self.transport.loseConnection()
             return
         if hello is None:
             return
@@ -248,8 +240,8 @@ class _Sorter(Protocol):
         self._passthrough.deadlines.discard(self)
 
         def begin() -> None:
-            if isinstance(transport, ProtocolWrapper):  # behind a PROXY header
-                transport.wrappedProtocol = successor
+            if isinstance(transport, Proxied):
+                transport.pass_to(successor)
             else:
                 transport.protocol = successor
             successor.makeConnection(transport)
