@@ -20,7 +20,8 @@ from zope.interface import implementer
 from sockgw.deadlines import Deadlines
 from sockgw.edge import Edge
 from sockgw.http.application import NOBODY
-from sockgw.http.server import ClientFactory, ServerLimits
+from sockgw.http.front import ClientFactory
+from sockgw.http.patience import ServerLimits
 from sockgw.outer.crowd import Crowd
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.passthrough import Passthrough

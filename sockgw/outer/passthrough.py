@@ -94,8 +94,8 @@ class Passthrough:
     def find(self, name: str | None) -> Target | None:
         """Return the target that gets a connection as it is."""
         # As a request without Host: who names nothing can only mean the target for all others.
-        target = self.owner.targets.match(name or "")
-        return target if target is not None and target.protocol == "tls" else None
+        found = self.owner.targets.match(name or "")
+        return found if isinstance(found, Target) and found.protocol == "tls" else None
 
     def raw_client(self, target: Target, name: str | None) -> RawClient:
         """Return what carries all bytes of a connection to the origin of a target."""
