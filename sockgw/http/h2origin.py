@@ -39,11 +39,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sockgw.http.h2frames import PER_FRAME, PER_REQUEST, FrameFault, FrameScanner, GoAway
+from sockgw.http.h2settings import PeerSettings
 from sockgw.protocol.errors import StreamCode
 
 if TYPE_CHECKING:
     from sockgw.http.h2connections import OriginConnections
-    from sockgw.http.h2settings import PeerSettings
 from sockgw.http.h2originexchange import H2OriginExchange
 
 __all__ = ["H2OriginConnection"]
