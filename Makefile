@@ -19,7 +19,8 @@ test: $(READY_TEST) lint
 	$(BIN)/python -m pytest $(ARGS)
 
 faults: $(READY_TEST)
-	SOCKGW_FAULTS=full $(BIN)/python -m pytest tests/faults/test_*.py tests/faults/full_*.py $(ARGS)
+	SOCKGW_FAULTS=full $(BIN)/python -m pytest tests/faults/test_*.py tests/faults/full_*.py \
+		tests/e2e/test_tcp.py::test_scp $(ARGS)
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import shlex
 import socket
+import socketserver
 import ssl
 import struct
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +374,52 @@ def test_bytes_that_come_before_the_connection_is_made(way: Way, peer: Peer) -> 
             assert read_all(server) == b"everything at once"
             server.sendall(b"and the answer")
         assert read_all(client) == b"and the answer"
+
+
+class Digests(socketserver.ThreadingTCPServer):
+    """Says of each connection what has come, twice as long, and then some of it again."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.host, self.port = self.server_address[:2]
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def server_close(self) -> None:
+        self.shutdown()
+        super().server_close()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            received = read_all(self.request)
+            self.request.sendall(hashlib.sha256(received).digest() + received[::-1])
+
+
+def test_many_at_once(way: Way) -> None:
+    """Connections of all sizes in each other's way, in many pieces, both ways."""
+    chance = random.Random(7)
+    sizes = [0, 1, *(int(2 ** chance.uniform(1, 19)) for _ in range(38))]
+
+    def exchange(where: Endpoint, number: int) -> bool:
+        chance = random.Random(number)
+        data = chance.randbytes(sizes[number])
+        with socket.create_connection(where, PATIENCE) as wire:
+            start = 0
+            while start < len(data):
+                end = start + chance.randrange(1, 100_000)
+                wire.sendall(data[start:end])
+                start = end
+            wire.shutdown(socket.SHUT_WR)
+            return read_all(wire) == hashlib.sha256(data).digest() + data[::-1]
+
+    with Digests() as server, ThreadPoolExecutor(16) as pool:
+        where = way.to(server)
+        with way.cut_every(MIB):
+            asked = [pool.submit(exchange, where, number) for number in range(len(sizes))]
+            wrong = [number for number, each in enumerate(asked) if not each.result(30)]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
