@@ -94,6 +94,8 @@ class Cable:
             if self._client is not None:
                 far = self._client.wrap_socket(far, server_hostname="localhost")
             stack.enter_context(far)
+            for wire in (near, far):  # it is to be as short as it looks
+                wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._wires |= {near, far}
             stack.callback(self._wires.difference_update, (near, far))
             recording = bytearray()
