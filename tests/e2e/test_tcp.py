@@ -479,32 +479,60 @@ def test_tunnel_that_is_lost(tmp_path: Path, keys: Keys, peer: Peer) -> None:
         assert entry.endswith('outcome="tunnel lost"')
 
 
-def test_tls_that_ends_here(line: Line, peer: Peer, keys: Keys, tmp_path: Path) -> None:
-    """A listener may end TLS; both ends then see an orderly end, wherever that began."""
+@pytest.fixture
+def secured(line: Line, peer: Peer, keys: Keys) -> Endpoint:
+    """A listener that ends TLS."""
     own = own_address()
-    listen = f"tls:{own.port}:interface={own.host}"
-    listen += f":privateKey={keys.private}:certKey={keys.certificate}"
-    where = line.outer.publish("secured", peer, listen=listen)
-    context = ssl._create_unverified_context()
-    for first in ("client", "server"):
-        with socket.create_connection(where, PATIENCE) as wire:
-            # Else Python would take any end for an orderly one.
-            client = context.wrap_socket(wire, suppress_ragged_eofs=False)
-            with client, peer.accept() as server:
-                client.sendall(b"question")
-                assert server.recv(100) == b"question"
-                server.sendall(b"answer" * 50_000)
-                if first == "server":
-                    server.close()
-                received = b""
-                while len(received) < 300_000:
-                    received += client.recv(65_536)
-                assert received == b"answer" * 50_000
-                if first == "server":
-                    assert client.recv(1) == b"", "the end was marked (close_notify)"
-                else:
-                    client.unwrap()
-                    assert server.recv(1) == b""
+    files = f"privateKey={keys.private}:certKey={keys.certificate}"
+    listen = f"tls:{own.port}:interface={own.host}:{files}"
+    return line.outer.publish(f"secured{own.host}", peer, listen=listen)
+
+
+def over_tls(wire: socket.socket) -> ssl.SSLSocket:
+    # Else Python would take any end for an orderly one.
+    return ssl._create_unverified_context().wrap_socket(wire, suppress_ragged_eofs=False)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_tls_that_ends_here(secured: Endpoint, peer: Peer, first: str) -> None:
+    """Both ends then see an orderly end, wherever that began."""
+    with (
+        socket.create_connection(secured, PATIENCE) as wire,
+        over_tls(wire) as client,
+        peer.accept() as server,
+    ):
+        client.sendall(b"question")
+        assert server.recv(100) == b"question"
+        server.sendall(b"answer" * 50_000)
+        if first == "server":
+            server.close()
+        received = b""
+        while len(received) < 300_000:
+            received += client.recv(65_536)
+        assert received == b"answer" * 50_000
+        if first == "server":
+            assert client.recv(1) == b"", "the end was marked (close_notify)"
+        else:
+            client.unwrap()
+            assert server.recv(1) == b""
+
+
+def test_tls_client_that_was_not_read(secured: Endpoint, peer: Peer) -> None:
+    """The server has heard enough: one side's end ends both."""
+    with (
+        socket.create_connection(secured, PATIENCE) as wire,
+        over_tls(wire) as client,
+        peer.accept() as server,
+    ):
+        client.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                client.send(b"x" * 16_384)
+        server.sendall(b"enough")
+        server.shutdown(socket.SHUT_WR)
+        client.settimeout(PATIENCE)
+        assert client.recv(100) == b"enough"
+        assert client.recv(1) == b""
 
 
 def test_half_closed_client_that_has_gone(line: Line, peer: Peer) -> None:
