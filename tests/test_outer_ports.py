@@ -147,6 +147,14 @@ class Ports(TestCase):
         with pytest.raises(BlockingIOError):
             self.wire.recv(1)
 
+    @inlineCallbacks
+    def test_what_is_closed_stays_closed(self):
+        self.ports.use(targets(a=self.endpoints[0]))
+        yield self.ports.close()
+        self.ports.use(targets(a=self.endpoints[0], b=self.endpoints[1]))
+        for number in self.numbers:
+            assert (yield self.greeted(number)) == ""
+
     def test_an_endpoint_that_is_none(self):
         bad = targets(a="tcp:1")[0]
         object.__setattr__(bad, "listen", "nonsense:1")

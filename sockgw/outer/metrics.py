@@ -76,7 +76,7 @@ _EVENTS = {
     "resumes": "Tunnels that went on with a new carrier.",
     "takeovers": "Of these, tunnels whose former carrier still looked alive.",
     "tunnels_lost": "Tunnels that were not resumed in time.",
-    "datagrams_dropped": "Datagrams of UDP clients for which there was no room.",
+    "datagrams_dropped": "Datagrams of UDP clients that were not passed on.",
 }
 
 # What listeners have counted, by the names of the family and of Edge's attribute.

@@ -67,12 +67,15 @@ class TargetPorts:
         self._reuse_port = reuse_port
         self._edge = edge
         self._open: dict[str, _Open] = {}  # by the endpoint's description
+        self._closed = False
 
     def use(self, targets: Iterable[Target]) -> None:
         """Have exactly the listeners of these targets.
 
         Raises ConfigError, and leaves all as it was, where one cannot be listened on.
         """
+        if self._closed:  # they are a successor's, perhaps
+            return
         wanted = {target.listen: target for target in targets}
         added: dict[str, _Open] = {}
         try:
@@ -94,7 +97,8 @@ class TargetPorts:
             self._open[description].builder.target = target
 
     def close(self) -> Deferred[Any]:
-        """Listen no longer; fires when that is so. Who has connected is served."""
+        """Listen no longer, for good; fires when that is so. Who has connected is served."""
+        self._closed = True
         closing = [Deferred.fromCoroutine(self._close(each)) for each in self._open.values()]
         self._open.clear()
         return DeferredList(closing)

@@ -422,6 +422,22 @@ def test_many_at_once(way: Way) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    "header", [b"PROXY UNKNOWN\r\n", b"PROXY TCP4 192.0.2.7 192.0.2.1 1 2\r\n"]
+)
+def test_half_close_behind_a_balancer(line: Line, peer: Peer, header: bytes) -> None:
+    own = own_address()
+    listen = f"haproxy:tcp:{own.port}:interface={own.host}"
+    where = line.outer.publish(f"behind{own.host}", peer, listen=listen)
+    with socket.create_connection(where, PATIENCE) as client:
+        client.sendall(header + b"question")
+        client.shutdown(socket.SHUT_WR)
+        with peer.accept() as server:
+            assert read_all(server) == b"question"
+            server.sendall(b"answer")
+        assert read_all(client) == b"answer"
+
+
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_reset(way: Way, peer: Peer, first: str) -> None:
     """What broke off does not look like an orderly end."""
@@ -855,6 +871,11 @@ def test_draining(tmp_path: Path, keys: Keys, peer: Peer) -> None:
         with pair(where, peer) as (client, server):
             line.outer.signal(15)
             line.outer.log.wait("no longer listening on .*")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(where, PATIENCE)
+            line.outer.entries["draining"]["hold"] = 1
+            line.outer._write_targets()
+            line.outer.reload()
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(where, PATIENCE)
             client.sendall(b"last words")
