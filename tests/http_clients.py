@@ -236,6 +236,10 @@ class Application:
     def disconnected(self, connection):
         self.connections -= 1
 
+    def succeeded(self, connection, begin):
+        begin()
+        self.connections -= 1
+
     def request(self, exchange):
         handler = Handler(self, exchange)
         handler.on_end = self.on_end

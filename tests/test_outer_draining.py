@@ -1,12 +1,18 @@
 """The outer layer while it drains: who is served, who is told to go elsewhere."""
 
+from functools import partial
+
 import pytest
 from gatewaybench import Bench
+from http_clients import LIMITS
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from wire import Wire
 
 from sockgw.config import load
+from sockgw.http.front import ClientFactory
+from sockgw.http.h2server import PREFACE
+from sockgw.http.patience import ServerLimits
 from sockgw.outer.admission import Admission
 from sockgw.outer.config import OuterConfig
 from sockgw.outer.registry import Registry
@@ -71,6 +77,25 @@ def test_it_tells_when_all_have_gone(bench):
     bench.run()
     assert closes(busy)
     busy.leave()
+    assert told == [None]
+
+
+def test_a_client_that_turns_out_to_speak_http_2_has_not_gone_meanwhile(bench):
+    bench.factory = ClientFactory(
+        bench.gateway,
+        bench.deadlines,
+        ServerLimits(**LIMITS),
+        bench.clock.seconds,
+        later=partial(bench.clock.callLater, 0),
+    )
+    client = bench.client()
+    bench.gateway.drain(GRACE)
+    told = []
+    bench.gateway.emptied().addCallback(told.append)
+    client.send(PREFACE)
+    assert bench.gateway.connections == 1
+    assert told == []
+    bench.wait(2 * GRACE)
     assert told == [None]
 
 

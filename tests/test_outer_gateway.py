@@ -114,6 +114,13 @@ def test_a_host_whose_tls_is_passed_through_has_no_http(bench, inner, client, ho
     inner.last.answer()
 
 
+def test_such_a_host_is_redirected_to_https_as_others_are():
+    bench = Bench(targets=SEALED, redirect_https="yes")
+    client = bench.client().get("/x", "sealed.example")
+    assert client.status == 301
+    assert client.values(b"location") == [b"https://sealed.example/x"]
+
+
 def test_one_connection_takes_the_place_of_another(inner):
     bench = Bench(max_connections="2")
     first, second = bench.client(), bench.client()

@@ -231,6 +231,9 @@ class Origin:
     def disconnected(self, connection: Connection) -> None:
         pass
 
+    def succeeded(self, connection: Connection, begin: Callable[[], None]) -> None:
+        begin()
+
     def request(self, exchange: ClientExchange) -> RequestHandler:
         """Return the handler for the path; wrong numbers in a query become the usual ones."""
         head = exchange.head

@@ -8,7 +8,7 @@ protocols many; a client of a plain TCP port is both in one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sockgw.http.framing import HttpError
@@ -185,6 +185,12 @@ class Application(Protocol):
 
     def disconnected(self, connection: Connection) -> None:
         """A client has gone."""
+
+    def succeeded(self, connection: Connection, begin: Callable[[], None]) -> None:
+        """``begin`` connects another one, which takes the place of this one.
+
+        Whatever the limit, it has a place, and nobody believes meanwhile that all have gone.
+        """
 
     def request(self, exchange: ClientExchange) -> RequestHandler:
         """A request's head has arrived and is sane. It may be answered within this call."""

@@ -73,9 +73,8 @@ class _Front(ClientConnection):
         return data.startswith(PREFACE)
 
     def _become(self, data: bytes) -> None:
-        grace = self.hand_over()
         self._other = other = self.factory.http2()
-        other.makeConnection(self.transport)
+        grace = self.hand_over(lambda: other.makeConnection(self.transport))
         if grace is not None:
             other.drain(grace)
         other.dataReceived(data)

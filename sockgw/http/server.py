@@ -263,17 +263,18 @@ class ClientConnection(Protocol):
             patience = self._deadlines.after(grace)
             self.deadline = patience if self.deadline is None else min(self.deadline, patience)
 
-    def hand_over(self) -> float | None:
+    def hand_over(self, begin: Callable[[], None]) -> float | None:
         """Before the first request: let go of the transport, which somebody else takes over.
 
-        Return the grace (seconds) with which this connection is draining, if it is.
+        ``begin`` makes that connection. Return the grace (seconds) with which this one is draining,
+        if it is.
         """
         self._deadlines.discard(self)
         self.transport.unregisterProducer()
         self._deaf = True
         self._reader.close()
         self._admitted = False
-        self._application.disconnected(self)
+        self._application.succeeded(self, begin)
         return self._grace
 
     @property
