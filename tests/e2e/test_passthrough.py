@@ -589,6 +589,9 @@ def test_no_port_for_it(tmp_path: Path, keys: Keys) -> None:
         assert outer.metric("sockgw_clients") == 0  # it runs, and ends as it should
 
 
+HEADER = b"PROXY TCP4 198.51.100.9 192.0.2.1 4444 443\r\n"
+
+
 def test_behind_a_proxy(tmp_path: Path, keys: Keys, ours: Identity, theirs: Identity) -> None:
     """The PROXY header comes before the ClientHello, from the proxy and to the origin."""
     lines: list[bytes] = []
@@ -604,6 +607,10 @@ def test_behind_a_proxy(tmp_path: Path, keys: Keys, ours: Identity, theirs: Iden
             tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsealed")
             tls.recv(1)
 
+    def wait_for_the_end(connection: Connection) -> None:
+        connection.file.read()
+        connection.send(b"bye")
+
     def answer(connection: Connection, request: Request) -> None:
         connection.answer((request.header("X-Forwarded-For") or "").encode())
 
@@ -611,6 +618,7 @@ def test_behind_a_proxy(tmp_path: Path, keys: Keys, ours: Identity, theirs: Iden
         Outer(tmp_path, keys.certificate, app=f"haproxy:{ours.endpoint()}") as outer,
         Inner(tmp_path, keys.private, outer.socket_port),
         Origin(script) as sealed,
+        Origin(wait_for_the_end) as other,
         Origin(answering(answer)) as plain,
     ):
         outer.wait_for_tunnels(1)
@@ -621,11 +629,17 @@ def test_behind_a_proxy(tmp_path: Path, keys: Keys, ours: Identity, theirs: Iden
             ("open.test", ours, b"198.51.100.9"),
         ):
             wire = socket.create_connection(("127.0.0.1", outer.app_port), PATIENCE)
-            wire.sendall(b"PROXY TCP4 198.51.100.9 192.0.2.1 4444 443\r\n")
+            wire.sendall(HEADER)
             with whose.client().wrap_socket(wire, server_hostname=name) as tls:
                 tls.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
                 with tls.makefile("rb") as file:
                     while (line := file.readline()) != b"\r\n":
                         assert line
                     assert file.read(len(body)) == body
-    assert lines == [b"PROXY TCP4 198.51.100.9 192.0.2.1 4444 443\r\n"]
+        outer.route(other, host="other.test", protocol="tls")
+        with socket.create_connection(("127.0.0.1", outer.app_port), PATIENCE) as wire:
+            wire.sendall(HEADER + hello_for("other.test"))
+            wire.shutdown(socket.SHUT_WR)
+            with wire.makefile("rb") as file:
+                assert file.read() == b"bye"
+    assert lines == [HEADER]
