@@ -711,6 +711,7 @@ def test_what_ends_a_connection(name: str) -> None:
         frame(8, 0, 0, bytes((0, 0, 0, 1))),
         frame(PRIORITY, 0, 1, bytes(4) + b"\x10"),
         frame(DATA, 0, 1),
+        frame(DATA, 8, 1, b"\0"),
         frame(200, 0, 0, b"x"),
         frame(3, 0, 5, bytes(4)),
     ],

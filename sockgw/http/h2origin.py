@@ -378,9 +378,12 @@ class H2OriginConnection:
         if self._uncredited >= _CONNECTION_WINDOW // 2:
             self._h2.increment_flow_control_window(self._uncredited)
             self._uncredited = 0
+        data = event.data or b""
+        if size and not data:
+            self._scanner.spend(PER_FRAME + 1)  # padding alone is no content
         if exchange is not None:
             self._last_ping = None
-            exchange.body_received(event.data or b"", size)
+            exchange.body_received(data, size)
 
     def _on_trailers(self, event: TrailersReceived, exchange: H2OriginExchange | None) -> None:
         if exchange is not None:
