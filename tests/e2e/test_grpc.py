@@ -19,6 +19,7 @@ import pytest
 from cable import Cable
 from clients import curl
 from harness import Inner, Keys, Outer, Process, wait_until
+from origins import Connection, Origin, Request, answering
 from test_tls import Authority, make_authority
 
 MANY = ("--max-streams", "3000")
@@ -317,9 +318,30 @@ def test_a_cut_within_a_thousand_calls(plain: Calls) -> None:
 
 
 def test_other_requests_to_the_same_server(stand: Stand) -> None:
-    """gRPC-Web and the like: bytes of HTTP/1.1 at one end, HTTP/2 at the other."""
+    """HTTP/1.1 at one end, HTTP/2 at the other."""
     body = b"\0\0\0\0\5hello"
     fields = ("--header", "Content-Type: application/grpc")
     url = f"http://{stand.hosts['plain']}/test.Test/Echo"
     got = curl(stand.ports["http"], *fields, "--data-binary", "@-", url, input=body)
     assert (got.returncode, got.stdout) == (0, body)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
+def test_grpc_web(stand: Stand, version: str) -> None:
+    """Ordinary HTTP: its trailers are a frame within the body."""
+    message, trailers = b"\0\0\0\0\5hello", b"\x80\0\0\0\x0fgrpc-status:0\r\n"
+    kind = "application/grpc-web+proto"
+
+    def respond(connection: Connection, request: Request) -> None:
+        assert request.header("Content-Type") == kind
+        assert connection.body(request) == message
+        fields = f"Content-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.send(b"HTTP/1.1 200 OK\r\n" + fields.encode())
+        for piece in (message, trailers, b""):
+            connection.chunk(piece)
+
+    with Origin(answering(respond)) as origin:
+        url = f"http://{stand.outer.route(origin)}/test.Test/Echo"
+        fields = ("--header", f"Content-Type: {kind}", "-w", "%{content_type}")
+        got = curl(stand.ports["http"], version, *fields, "--data-binary", "@-", url, input=message)
+    assert (got.returncode, got.stdout) == (0, message + trailers + kind.encode()), got.stderr
