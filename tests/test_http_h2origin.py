@@ -766,6 +766,20 @@ def test_heads_that_answer_requests_are_no_flood(bench: H2Bench) -> None:
         assert handler.trailers == []
 
 
+def test_requests_to_an_origin_that_is_slow_to_read_are_no_answers(bench: H2Bench) -> None:
+    handler = bench.request("POST", complete=False)
+    bench.peer.h2.increment_flow_control_window(1_000_000)
+    bench.peer.h2.increment_flow_control_window(1_000_000, 1)
+    bench.peer.send()
+    handler.exchange.write(b"x" * 80_000)  # the transport is full
+    for number in range(50):
+        value = b"%d" % number + b"\xff" * 2_000
+        Bench.request(bench, headers=[HOST, (b"x", value)], origin=ORIGIN)
+    assert len(bench.transport.buffered) > 150_000
+    bench.transport.decrypted(frame(PING, 0, 0, bytes(8)))
+    assert not bench.transport.closing
+
+
 def test_an_origin_that_reads_its_answers_late(bench: H2Bench) -> None:
     handler = bench.request("POST", complete=False)
     bench.peer.h2.increment_flow_control_window(1_000_000)

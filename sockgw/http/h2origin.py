@@ -135,7 +135,7 @@ class H2OriginConnection:
         self._pinged = False  # and not answered
         self._last_ping: float | None = None  # since which no response has come
         self._uncredited = 0
-        self._unread = 0  # bytes written while the transport took no more
+        self._unread = 0  # bytes answered while the transport took no more
         self._settings_seen = False
         self.deadline: float | None = None
         #: No new exchanges: the origin has said so, or there are no numbers left.
@@ -187,7 +187,9 @@ class H2OriginConnection:
                 if isinstance(piece, GoAway):
                     self._go_away(piece)
                 else:
-                    for event in self._h2.receive_data(piece):
+                    events = self._h2.receive_data(piece)
+                    self._answer()
+                    for event in events:
                         self._handle(event)
                 if self._closed:
                     return
@@ -203,8 +205,6 @@ class H2OriginConnection:
             self._fault("a frame that was not expected")
             return
         self._flush()
-        if self._unread > _MAX_UNREAD:
-            self._fault("the origin does not read")
 
     def connectionLost(self, reason: Failure) -> None:
         self._closed = True
@@ -543,9 +543,18 @@ class H2OriginConnection:
     def _flush(self) -> None:
         data = self._h2.data_to_send()
         if data and not self._closed:
-            if self._blocked:
-                self._unread += len(data)
             self.transport.write(data)
+
+    def _answer(self) -> None:
+        """Send what h2 answers by itself, and bound that for an origin that does not read."""
+        data = self._h2.data_to_send()
+        if not data:
+            return
+        if self._blocked:
+            self._unread += len(data)
+            if self._unread > _MAX_UNREAD:
+                raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "the origin does not read")
+        self.transport.write(data)
 
     def _fault(self, detail: str) -> None:
         """The origin breaks the rules: the connection ends, and all exchanges fail."""
