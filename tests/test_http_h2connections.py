@@ -189,6 +189,24 @@ def test_goaway_without_any_room_left() -> None:
     assert bench.peer is not old  # the one that leaves does not count
 
 
+@pytest.mark.parametrize("how", ["goaway", "lost"])
+def test_who_waits_gets_the_place_of_a_connection_that_leaves(how: str) -> None:
+    bench = H2Bench(settings=FEW, http2=H2Limits(max_connections=1))
+    for _ in range(2):
+        bench.request("POST")
+    old = bench.peer
+    old.head(1)
+    waiting = bench.request("POST")
+    if how == "goaway":
+        old.send(frame(GOAWAY, 0, 0, (3).to_bytes(4, "big") + bytes(4)))
+    else:
+        old.transport.reset()
+    bench.meet()
+    assert bench.peer is not old
+    bench.peer.answer(1)
+    assert waiting.body == b"ok"
+
+
 def test_closing_the_pool() -> None:
     bench = H2Bench(settings=FEW, http2=H2Limits(max_connections=1))
     handlers = [bench.request() for _ in range(3)]

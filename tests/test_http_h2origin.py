@@ -872,12 +872,37 @@ def test_an_origin_without_a_sign_of_life(bench: H2Bench) -> None:
     bench.peer.answer(1)
     never = bench.request("POST")
     again = bench.request("GET")
-    bench.turn(31.5)
-    assert bench.transports[0].closing == "abortConnection"
+    silent = bench.transport
+    bench.turn(21)
+    Bench.request(bench, origin=ORIGIN)
+    assert len(bench.transports) == 1
+    bench.turn(10.5)
+    Bench.request(bench, origin=ORIGIN)
+    assert len(bench.transports) == 2  # nothing more goes there
+    assert not silent.closing
+    bench.turn(49)
+    assert not never.over
+    bench.turn(2)
+    assert silent.closing == "abortConnection"
     assert never.code is StreamCode.ORIGIN_CLOSED
-    bench.meet()
-    bench.peer.answer(1)
+    assert len(bench.transports) == 3  # the second has said nothing either
+    H2Peer(bench.transport).answer(1)
     assert again.body == b"ok"
+
+
+def test_an_origin_that_was_only_busy(bench: H2Bench) -> None:
+    handler = bench.request()
+    bench.turn(50)
+    busy = bench.peer
+    busy.pump()
+    for _ in range(10):
+        bench.turn(10)
+        busy.pump()
+    busy.answer(1)
+    assert handler.body == b"ok"
+    assert busy.transport.closing == "loseConnection"
+    bench.request()
+    assert bench.peer is not busy
 
 
 def test_an_origin_that_talks_is_not_asked(bench: H2Bench) -> None:

@@ -218,6 +218,7 @@ class OriginConnections:
         """The connection takes no new exchanges."""
         if connection in self._connections:
             self._connections.remove(connection)
+            self._dial()  # there is room for another now
             self._check_unused()
 
     def lost(self, connection: H2OriginConnection) -> None:

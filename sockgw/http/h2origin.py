@@ -70,9 +70,11 @@ _MAX_CLOSED = 4_096
 # Seconds in which a peer may answer our close_notify before the connection is cut.
 _CLOSE_GRACE = 2.0
 
-# Seconds of silence, while exchanges run, after which an origin is asked whether it lives, and in
-# which it has to answer. A host that vanished would otherwise take every further request with it.
+# Seconds of silence, while exchanges run, after which an origin is asked whether it lives. If it
+# does not answer in as many it gets no further exchanges: a host that vanished would take them all.
+# Those that it has are given up later, for it may only be busy.
 _SILENCE = 10.0
+_DEAD = 60.0  # seconds after the question
 # Seconds between two such questions if nothing but the answer came: gRPC's servers take more
 # frequent ones for abuse, and end the connection.
 _BETWEEN_PINGS = 300.0
@@ -138,7 +140,7 @@ class H2OriginConnection:
         self._unread = 0  # bytes answered while the transport took no more
         self._settings_seen = False
         self.deadline: float | None = None
-        #: No new exchanges: the origin has said so, or there are no numbers left.
+        #: No new exchanges: the origin has said so, or says nothing, or numbers have run out.
         self.draining = False
         # RFC 9113, section 6.5.2: a field counts 32 bytes more. Twice what a response may have:
         # over that the connection ends, since the table of fields is lost, below it one stream.
@@ -337,6 +339,10 @@ class H2OriginConnection:
             self._heard = False
             self._pinged = False
             self.deadline = deadlines.after(_SILENCE)
+        elif self._pinged and not self.draining:
+            self.draining = True
+            self._pool.leaving(self)
+            self.deadline = deadlines.after(_DEAD - _SILENCE)
         elif self._pinged:
             streams, self._streams = self._streams, {}
             self.drop()
