@@ -422,8 +422,9 @@ class H2ClientConnection(Protocol):
             self._spend_reset()
             return
         self._last_stream = stream_id
-        self._awaited = _Awaited.NOTHING  # also if it is over by the end of this turn
-        self.deadline = None
+        if self._stage is not _Stage.WARNED:
+            self._awaited = _Awaited.NOTHING  # also if it is over by the end of this turn
+            self.deadline = None
         complete = event.stream_ended is not None
         limits = self._limits
         try:
