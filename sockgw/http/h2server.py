@@ -23,8 +23,6 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import Any, cast
 
-from h2.config import H2Configuration
-from h2.connection import AllowedStreamIDs, H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
@@ -37,8 +35,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import H2Error
-from h2.settings import SettingCodes, Settings
-from h2.stream import H2Stream
+from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 from twisted.internet.interfaces import IPushProducer, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -62,8 +59,9 @@ from sockgw.http.h2frames import (
     GoAway,
 )
 from sockgw.http.h2request import MalformedRequest, Request, read_request, read_trailers
+from sockgw.http.h2resets import Resets
 from sockgw.http.h2sender import Sender
-from sockgw.http.h2settings import PeerSettings
+from sockgw.http.h2state import CONNECTION_WINDOW, STREAM_WINDOW, ServerState, header_list_size
 from sockgw.http.networks import host_and_port
 from sockgw.http.patience import ServerLimits
 from sockgw.protocol.heads import RequestHead, ResponseHead
@@ -75,38 +73,12 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 _log = Logger()
 
-# Bytes that a client may send on a stream before its handler has taken them.
-_STREAM_WINDOW = 131_072
-# The same on a connection, before we have looked at them: what is on its way.
-_CONNECTION_WINDOW = 4 * 1024 * 1024
-_DEFAULT_WINDOW = 65_535  # RFC 9113, section 6.9.2
-
-# Bytes of the table of header fields, in either direction: RFC 9113's default. What a client offers
-# beyond that would be our memory.
-_TABLE_SIZE = 4_096
-
 # Bytes of answers to PING, SETTINGS and bad streams, for a client that does not read.
 _MAX_UNREAD = 65_536
-
-# Reset streams whose late frames are told from an error; each costs some 100 bytes.
-_MAX_CLOSED = 1_024
-
-# Of frames without content so many are forgiven in each second: a long-lived connection pings.
-_FORGIVEN = 10
 
 _LAST_STREAM = 2**31 - 1
 
 _TOO_LARGE = "the request's body is too large"
-
-_CONFIGURATION = H2Configuration(
-    client_side=False,
-    header_encoding=None,
-    # Ours to do: see h2request.
-    validate_inbound_headers=False,
-    normalize_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_outbound_headers=False,
-)
 
 
 class _Stage(Enum):
@@ -123,26 +95,6 @@ class _Awaited(Enum):
     REQUEST = auto()  #: another one
     BLOCK = auto()  #: the rest of a head
     GRACE = auto()  #: those that were on their way when the client was warned
-
-
-class _Connection(H2Connection):
-    MAX_CLOSED_STREAMS = _MAX_CLOSED
-
-    @property
-    def open_inbound_streams(self) -> int:
-        """None, as h2 is to see: for one too many it would end the connection."""
-        self._open_streams(1)  # lets closed ones go
-        return 0
-
-    def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
-        stream = super()._begin_new_stream(stream_id, allowed_ids)
-        # RFC 9113, section 8.1.1: a wrong length is the end of a stream. h2 would end them all.
-        stream._initialize_content_length = _nothing  # type: ignore[method-assign]
-        return stream
-
-
-def _nothing(headers: object) -> None:
-    """In place of h2's look at content-length, which ends the connection where it is wrong."""
 
 
 @implementer(IPushProducer)
@@ -181,25 +133,10 @@ class H2ClientConnection(Protocol):
         self._greeted = False  # the client's first frame, which is SETTINGS, has come
         self._in_block = False  # a header block has begun
         self._uncredited = 0  # bytes of the connection's window
-        self._resets = float(limits.max_h2_resets)
-        self._forgiven_at = seconds()
-        # RFC 9113, section 6.5.2: a field counts 32 bytes more. Twice what a request may have: over
-        # that the connection ends, since the table of fields is lost, below it one stream.
-        header_list = 2 * (limits.max_header_size + 32 * limits.max_header_count)
+        self._resets = Resets(limits.max_h2_resets, seconds())
+        header_list = header_list_size(limits)
         self._scanner = FrameScanner(header_list)
-        self._h2 = h2 = _Connection(_CONFIGURATION)
-        h2.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.HEADER_TABLE_SIZE: _TABLE_SIZE,
-                SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_h2_streams,
-                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
-                SettingCodes.MAX_HEADER_LIST_SIZE: header_list // 2,
-                SettingCodes.ENABLE_CONNECT_PROTOCOL: 1,
-            },
-        )
-        h2.remote_settings = PeerSettings(client=True)
-        h2.decoder.max_header_list_size = header_list
+        self._h2 = h2 = ServerState(header_list, limits.max_h2_streams)
         #: What sends for the exchanges.
         self.sender = Sender(self, h2, self._scanner, later)
 
@@ -226,15 +163,16 @@ class H2ClientConnection(Protocol):
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)
         self._deadlines.watch(self)
-        self._h2.initiate_connection()
-        self._h2.increment_flow_control_window(_CONNECTION_WINDOW - _DEFAULT_WINDOW)
+        self._h2.begin()
         self.sender.flush()
         self._settle()
 
     def dataReceived(self, data: bytes) -> None:
         if self._farewell is not None:
             return
-        self._forgive()
+        forgiven = self._resets.time_passes(self.seconds())
+        if forgiven:
+            self._scanner.earned(forgiven)
         if self._missing_preface:
             data = self._take_preface(data)
         try:
@@ -419,7 +357,7 @@ class H2ClientConnection(Protocol):
         stream_id = event.stream_id or 0
         if self._stage is _Stage.LEAVING or len(self._exchanges) >= self._limits.max_h2_streams:
             self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
-            self._spend_reset()
+            self._resets.spend()
             return
         self._last_stream = stream_id
         if self._stage is not _Stage.WARNED:
@@ -457,7 +395,7 @@ class H2ClientConnection(Protocol):
     def _on_data(self, event: DataReceived, exchange: H2Exchange | None) -> None:
         size = event.flow_controlled_length or 0
         self._uncredited += size
-        if self._uncredited >= _CONNECTION_WINDOW // 4:
+        if self._uncredited >= CONNECTION_WINDOW // 4:
             count, self._uncredited = self._uncredited, 0
             self._h2.increment_flow_control_window(count)
         data = event.data or b""
@@ -474,7 +412,7 @@ class H2ClientConnection(Protocol):
         limit = self._limits.max_body_size
         if limit and received > limit and not exchange.head.upgrade:
             self._refuse(exchange, HttpError(413, _TOO_LARGE))
-            self._spend_reset()
+            self._resets.spend()
             return
         if data:
             exchange.keep(data)
@@ -493,7 +431,7 @@ class H2ClientConnection(Protocol):
         size = sum(len(name) + len(value) + 4 for name, value in trailers)
         if size > self._limits.max_header_size or len(trailers) > self._limits.max_header_count:
             self._refuse(exchange, HttpError(431, "the trailer fields are too large"))
-            self._spend_reset()
+            self._resets.spend()
             return
         exchange.trailers = trailers
 
@@ -511,7 +449,7 @@ class H2ClientConnection(Protocol):
     def _on_reset(self, event: StreamReset, exchange: H2Exchange | None) -> None:
         if exchange is not None:
             self._forget(exchange, lost=True)
-        self._spend_reset()
+        self._resets.spend()
 
     def _on_window(self, event: WindowUpdated, exchange: H2Exchange | None) -> None:
         if not event.stream_id:
@@ -520,8 +458,7 @@ class H2ClientConnection(Protocol):
             self.sender.pump(exchange)
 
     def _on_settings(self, event: RemoteSettingsChanged, _: H2Exchange | None) -> None:
-        if self._h2.encoder.header_table_size > _TABLE_SIZE:
-            self._h2.encoder.header_table_size = _TABLE_SIZE
+        self._h2.keep_table_small()
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
             for each in list(self._exchanges.values()):
                 if each.queue:
@@ -532,12 +469,12 @@ class H2ClientConnection(Protocol):
     def _malformed(self, stream_id: int, reason: str) -> None:
         self._h2.reset_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
         self._say("a malformed request", reason)
-        self._spend_reset()
+        self._resets.spend()
 
     def _malformed_body(self, exchange: H2Exchange, reason: str) -> None:
         self._say("a malformed request", reason)
         self._reset(exchange, ErrorCodes.PROTOCOL_ERROR)
-        self._spend_reset()
+        self._resets.spend()
 
     def _refuse_head(self, event: RequestReceived, error: HttpError, complete: bool) -> None:
         """Answer a request that the application does not get to see."""
@@ -591,7 +528,7 @@ class H2ClientConnection(Protocol):
             self._reset_stream(exchange.stream_id, ErrorCodes.NO_ERROR)
             self.sender.flush()
         if not exchange.refused:
-            self._resets = min(self._resets + 1, float(self._limits.max_h2_resets))
+            self._resets.earn()
         self._forget(exchange, lost=False)
 
     def _check_over(self, exchange: H2Exchange) -> None:
@@ -605,26 +542,10 @@ class H2ClientConnection(Protocol):
         """Give back to the stream's window what was taken, once that is half of it."""
         exchange.granting += exchange.uncredited
         exchange.uncredited = 0
-        if exchange.granting >= _STREAM_WINDOW // 2:
+        if exchange.granting >= STREAM_WINDOW // 2:
             count, exchange.granting = exchange.granting, 0
             if not exchange.complete and self.usable(exchange):
                 self._h2.increment_flow_control_window(count, exchange.stream_id)
-
-    # ------------------------------------------------------------------ floods
-
-    def _spend_reset(self) -> None:
-        self._resets -= 1
-        if self._resets < 0:
-            raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "too many streams end before their time")
-
-    def _forgive(self) -> None:
-        now = self.seconds()
-        elapsed = now - self._forgiven_at
-        if elapsed >= 1.0:
-            self._forgiven_at = now
-            most = self._limits.max_h2_resets
-            self._resets = min(self._resets + elapsed * most / 30, float(most))
-            self._scanner.earned(int(elapsed * _FORGIVEN))
 
     # ------------------------------------------------------------------ the end
 
