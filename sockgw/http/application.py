@@ -39,6 +39,10 @@ class Connection(Protocol):
     def busy(self) -> bool:
         """Whether a request is under way."""
 
+    @property
+    def protocol(self) -> str:
+        """As the access log has it, for a request of which nothing more is known."""
+
     def drain(self, grace: float) -> None:
         """Close after the requests that have come, and those of the next ``grace`` seconds."""
 

@@ -102,6 +102,7 @@ class H2ClientConnection(Protocol):
     """A client's connection; see :class:`sockgw.http.application.Connection`."""
 
     transport: Any
+    protocol = "HTTP/2.0"
 
     def __init__(
         self,

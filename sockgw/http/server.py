@@ -60,6 +60,7 @@ class ClientConnection(Protocol):
 
     #: Whether the client speaks TLS with us.
     secure = False
+    protocol = "HTTP/1.1"
 
     transport: Any  # a transport, consumer and producer, more or less of a socket
     write: Callable[[bytes], None]

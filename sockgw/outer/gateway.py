@@ -311,6 +311,7 @@ class Gateway:
             request_id,
             started=self.seconds(),
             bytes_out=0 if head.method == b"HEAD" else len(body),
+            protocol=connection.protocol,
         )
         return reply, body
 
@@ -540,7 +541,7 @@ class Gateway:
         started: float,
         bytes_out: int,
         target: str = "",
-        protocol: str = "HTTP/1.1",
+        protocol: str,
     ) -> None:
         self._record(
             address,

@@ -151,6 +151,7 @@ class _Sorter(Protocol):
     affinity: object | None = None
     secure = True
     busy = False
+    protocol = "TLS"
 
     transport: Any
 

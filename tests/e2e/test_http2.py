@@ -151,6 +151,13 @@ def test_curl(stand: Stand, scheme: str, options: list[str], version: str) -> No
         stand.outer.access.wait(rf'"GET /hello {name}" 200', mark)
 
 
+def test_a_refusal_is_in_the_log(stand: Stand) -> None:
+    mark = stand.outer.access.mark()
+    got = stand.curl("http", "-w", "%{http_code}", "-H", "Expect: a pony", "http://a.test/hello")
+    assert got.stdout.endswith(b"417")
+    stand.outer.access.wait(r'"- - HTTP/2.0" 417', mark)
+
+
 def test_junk_behind_alpn(stand: Stand) -> None:
     context = stand.context()
     context.set_alpn_protocols(["h2"])
