@@ -112,7 +112,7 @@ def outcome(handler: Handler) -> Any:
     return (handler.interim, status, handler.body, handler.trailers, handler.failure)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data(), WIRES)
 def test_the_contract_holds(data: st.DataObject, wire: bytes) -> None:
     bench = Bench(max_header_size=1_000, max_header_count=6)
@@ -169,7 +169,7 @@ def test_the_contract_holds(data: st.DataObject, wire: bytes) -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data(), WIRES)
 def test_any_cut_gives_the_same(data: st.DataObject, wire: bytes) -> None:
     outcomes = []
@@ -182,7 +182,7 @@ def test_any_cut_gives_the_same(data: st.DataObject, wire: bytes) -> None:
     assert outcomes[0] == outcomes[1]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data(), st.lists(FRAMES, max_size=12))
 def test_the_scanner_loses_nothing(data: st.DataObject, frames: list[bytes]) -> None:
     results = []
@@ -203,7 +203,7 @@ def test_the_scanner_loses_nothing(data: st.DataObject, frames: list[bytes]) -> 
     assert results[0] == results[1] == results[2]
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.data())
 def test_bytes_in_are_bytes_out(data: st.DataObject) -> None:
     """Uploads and downloads of several exchanges at random paces, and pauses of both sides."""

@@ -47,6 +47,10 @@ _MAX_INFORMED = 16
 # How often a request is sent at most: a graceful GOAWAY costs one, a full connection another.
 _MAX_TRIES = 3
 
+# Bytes up to which pieces that wait are put together: apart they would cost many times what they
+# weigh.
+_SMALL = 4_096
+
 _NO_BODY = (204, 304)
 
 _FIELD_OVERHEAD = 4  # bytes of a field on the wire of HTTP/1.1, for which the limit was made
@@ -150,7 +154,10 @@ class H2OriginExchange:
         connection = self.connection
         held = self.held
         if held is not None:
-            held.append(data)
+            if held and len(held[-1]) + len(data) <= _SMALL:
+                held[-1] += data
+            else:
+                held.append(data)
             self._held_size += len(data)
             if self._held_size >= MAX_HELD:
                 if connection is None:
@@ -158,7 +165,11 @@ class H2OriginExchange:
                 else:
                     self.held = None
         if connection is not None:
-            self.queue.append(memoryview(data))
+            queue = self.queue
+            if queue and len(queue[-1]) + len(data) <= _SMALL:
+                queue[-1] = memoryview(b"".join((queue[-1], data)))
+            else:
+                queue.append(memoryview(data))
             connection.pump(self)
             self._congested = bool(self.queue)
 
