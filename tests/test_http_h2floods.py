@@ -155,6 +155,19 @@ def test_a_bomb_of_indexed_fields(size: int) -> None:
     assert peak < 1_000_000
 
 
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_a_list_of_fields_is_measured_as_it_is_unpacked(acknowledged: bool) -> None:
+    peer = server(max_header_size=2_048, max_header_count=20)  # so the limit is some 5 KB
+    if acknowledged:
+        peer.feed(frame(4, ACK))
+    peer.feed(peer.head(1, [*GET, ("x", "y" * 100)]))
+    block = peer.encoder.encode(GET)
+    peer.feed(frame(HEADERS, END_HEADERS | END_STREAM, 3, block + b"\xbe" * 35))
+    assert (peer.status(3), peer.closing) == ("431", False)
+    peer.feed(frame(HEADERS, END_HEADERS | END_STREAM, 5, block + b"\xbe" * 45))
+    assert (peer.goaway, peer.closing) == (CALM, True)
+
+
 def test_a_cookie_in_crumbs_is_one_that_is_too_large() -> None:
     peer = server()
     peer.feed(peer.head(1, [*GET, *[("cookie", f"a{i}=1") for i in range(110)]]))
@@ -439,6 +452,19 @@ def test_answers_wait_behind_one_that_is_not_read() -> None:
     peer.transport.flush()
     peer.advance(1)
     assert [peer.status(stream) for stream in range(3, 200, 2)] == ["204"] * 99
+
+
+def test_who_writes_often_has_one_turn() -> None:
+    peer = H2Server(start=PREFACE + settings((4, 2**20)))
+    peer.feed(*[peer.head(stream) for stream in (1, 3, 5)])
+    respond(peer.handlers[0].exchange, bytes(65_535))  # all of the connection's window
+    respond(peer.handlers[1].exchange, *[bytes(3_000)] * 20)
+    respond(peer.handlers[2].exchange, bytes(60_000))
+    peer.advance(0)
+    peer.feed(window(0, 2**20))
+    order = [f.stream for f in peer.frames if f.kind == DATA and f.stream != 1]
+    assert order[:8] == [3, 5] * 4
+    assert not peer.connection._other.sender._ready
 
 
 def test_streams_take_turns() -> None:
