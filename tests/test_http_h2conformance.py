@@ -265,7 +265,7 @@ def test_a_refused_head_has_no_body() -> None:
 def test_host_may_stand_for_authority() -> None:
     peer = server()
     peer.feed(peer.head(1, [*without(":authority"), ("host", "b.example:81")]))
-    peer.feed(peer.head(3, [*GET, ("host", "A.example")]))
+    peer.feed(peer.head(3, [*GET, ("host", "A.example:80")]))
     assert [handler.exchange.host for handler in peer.handlers] == [b"b.example:81", b"a.example"]
     assert all(b"host" not in dict(handler.exchange.head.headers) for handler in peer.handlers)
 

@@ -17,6 +17,7 @@ __all__ = [
     "check_host",
     "check_method",
     "examine",
+    "same_authority",
     "split_target",
     "wanted_upgrade",
 ]
@@ -127,7 +128,7 @@ def examine(
     if not target.startswith(b"/") or b"#" in target:
         scheme, authority, target = split_target(method, target)
         if scheme:
-            if host is not None and not _same_authority(scheme, authority, host):
+            if host is not None and not same_authority(scheme, authority, host):
                 raise HttpError(400, "the Host is not the target's")
             host = authority
     length = length or 0
@@ -157,7 +158,8 @@ def split_target(method: bytes, target: bytes) -> tuple[bytes, bytes, bytes]:
     return scheme.lower(), authority, path + (query or b"")
 
 
-def _same_authority(scheme: bytes, one: bytes, other: bytes) -> bool:
+def same_authority(scheme: bytes, one: bytes, other: bytes) -> bool:
+    """Return whether two authorities are the same, with the default port of http or https."""
     default = _DEFAULT_PORTS[scheme]
     return _without_port(one, default) == _without_port(other, default)
 

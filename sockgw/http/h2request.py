@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hpack import HeaderTuple
 
-from sockgw.http.framing import HttpError, check_host, check_method
+from sockgw.http.framing import HttpError, check_host, check_method, same_authority
 from sockgw.http.headers import check_text, lower
 from sockgw.protocol.heads import Headers, RequestHead
 
@@ -72,17 +72,17 @@ def read_request(fields: Iterable[HeaderTuple], max_size: int, max_count: int) -
     if len(headers) > max_count:
         raise HttpError(431, "too many header fields")
     host, length, expects_continue, headers = _examine(headers)
+    if scheme not in (b"http", b"https"):
+        raise HttpError(400, "the scheme is neither http nor https")
     authority = pseudo.get(b":authority")
     if authority is not None:
         # Section 8.3.1: they must not differ.
-        if host is not None and host.lower() != authority.lower():
+        if host is not None and not same_authority(scheme, host, authority):
             raise MalformedRequest("Host is not :authority")
         host = authority
     if host is None:
         raise HttpError(400, "no Host")
     check_host(host)
-    if scheme not in (b"http", b"https"):
-        raise HttpError(400, "the scheme is neither http nor https")
     if not _PATH.fullmatch(path) and not (path == b"*" and method == b"OPTIONS"):
         raise HttpError(400, "invalid request target")
     upgrade = b""

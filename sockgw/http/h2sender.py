@@ -63,7 +63,8 @@ class Sender:
     def _now(self) -> None:
         soon, self._soon = self._soon, []
         for exchange in soon:
-            self.pump(exchange)
+            if exchange.waiting_head is not None:
+                self.pump(exchange)
 
     def inform(self, exchange: H2Exchange, head: Headers) -> None:
         """Send an interim head."""

@@ -78,6 +78,8 @@ _MAX_UNREAD = 65_536
 
 _LAST_STREAM = 2**31 - 1
 
+_MAX_REASON = 200  # characters of what h2 says, for the log
+
 _TOO_LARGE = "the request's body is too large"
 
 
@@ -611,7 +613,7 @@ class H2ClientConnection(Protocol):
         _log.info(
             "{what} in HTTP/2: {reason} address={address}",
             what=what,
-            reason=reason,
+            reason=reason[:_MAX_REASON],
             address=self.peer_address,
         )
 
