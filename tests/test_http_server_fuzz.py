@@ -117,6 +117,8 @@ def run(pieces):
     """Feed the pieces; return all that could be seen from outside and inside."""
     server = Server(max_header_size=4096)
     server.application.on_end = late_answer
+    # Of a request for an upgrade no end is told before its answer.
+    server.application.on_request = lambda exchange: exchange.head.upgrade and late_answer(exchange)
     for piece in pieces:
         if server.transport.lost:
             break
