@@ -59,13 +59,14 @@ EMPTY = {
     "unknown": frame(0x77, 0, 1, b"x"),
     "empty data": data(1),
     "data that is padding": frame(DATA, PADDED, 1, b"\1\0"),
+    "data for a stream that is no more": data(3, b"x"),
 }
 
 
 @pytest.mark.parametrize("kind", EMPTY)
 def test_a_flood_of_frames_without_content_is_ended(kind: str) -> None:
     peer = H2Server()
-    peer.feed(peer.head(1, POST, end=False))
+    peer.feed(peer.head(1, POST, end=False), peer.head(3), rst(3))
     flood = EMPTY[kind] * (MAX_SPARE // 10)
     for _ in range(9):
         peer.feed(flood)
@@ -78,10 +79,31 @@ def test_a_flood_of_frames_without_content_is_ended(kind: str) -> None:
     assert sum(f.kind == 7 for f in peer.frames) == 1
 
 
+# Each of these makes more work than a frame that carries nothing.
+HEAVY = {
+    "many settings": settings(*[(code, 1) for code in range(1_000, 3_700)]),
+    "windows of many streams": settings((4, 0)) + settings((4, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_a_flood_of_heavier_frames_is_ended_sooner(kind: str) -> None:
+    peer = H2Server(start=PREFACE + settings((4, 0)))
+    peer.feed(*[peer.head(stream) for stream in range(1, 200, 2)])
+    for handler in peer.handlers:
+        respond(handler.exchange, bytes(20_000))
+    count = 0
+    while not peer.closing and count < 1_000:
+        peer.feed(HEAVY[kind])
+        count += 1
+    assert (peer.goaway, peer.closing) == (CALM, True)
+    assert 20 < count < 500
+
+
 def test_what_comes_with_content_is_no_flood() -> None:
     peer = H2Server()
     peer.feed(peer.head(1, POST, end=False))
-    for _ in range(MAX_SPARE // 1_000):
+    for _ in range(MAX_SPARE // 1_000 + 2):
         peer.feed((data(1, b"x" * 10) + ping() + window(0, 1)) * 1_000)
     assert not peer.closing
 

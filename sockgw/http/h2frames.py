@@ -19,6 +19,7 @@ from h2.errors import ErrorCodes
 
 __all__ = [
     "CONTINUATION",
+    "DATA",
     "HEADERS",
     "RST_STREAM",
     "SETTINGS",
@@ -38,8 +39,10 @@ PER_FRAME = 4
 # What a request brings along: settings, heads in pieces, window updates for its first bytes.
 PER_REQUEST = 64
 
+_PER_SETTINGS = 60  # bytes: ten settings, and each further ten count as a frame more
+
 _HEADER = 9
-_DATA, HEADERS, RST_STREAM, SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5
+DATA, HEADERS, RST_STREAM, SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5
 _GOAWAY, CONTINUATION = 7, 9
 _goaway = Struct(">LL")
 
@@ -113,7 +116,7 @@ class FrameScanner:
     def _judge(self, kind: int, length: int) -> None:
         if length > MAX_FRAME:
             raise FrameFault(ErrorCodes.FRAME_SIZE_ERROR, "a frame is too long")
-        if kind == _DATA and length:
+        if kind == DATA and length:
             self.earned(PER_FRAME)
             return
         if kind == CONTINUATION:
@@ -122,7 +125,7 @@ class FrameScanner:
             self._block = length
         if self._block > self._max_block:
             raise FrameFault(ErrorCodes.ENHANCE_YOUR_CALM, "a header block is too long")
-        self.spend(1)
+        self.spend(1 + length // _PER_SETTINGS if kind == SETTINGS else 1)
 
 
 def _read_goaway(frame: bytes) -> GoAway:

@@ -50,6 +50,7 @@ from sockgw.http.framing import HttpError
 from sockgw.http.h2exchange import H2Exchange
 from sockgw.http.h2frames import (
     CONTINUATION,
+    DATA,
     HEADERS,
     PER_FRAME,
     RST_STREAM,
@@ -77,6 +78,9 @@ _log = Logger()
 _MAX_UNREAD = 65_536
 
 _LAST_STREAM = 2**31 - 1
+
+# Changing the windows of so many streams is as much work as a frame without content.
+_PER_STREAMS = 4
 
 _MAX_REASON = 200  # characters of what h2 says, for the log
 
@@ -191,8 +195,11 @@ class H2ClientConnection(Protocol):
                     raise FrameFault(ErrorCodes.PROTOCOL_ERROR, "RST_STREAM of an idle stream")
                 if piece[3] in (HEADERS, CONTINUATION):
                     self._in_block = not piece[4] & 4  # END_HEADERS
-                for event in self._h2.receive_data(piece):
+                events = self._h2.receive_data(piece)
+                for event in events:
                     self._handle(event)
+                if not events and piece[3] == DATA:  # for a stream that is no more
+                    self._scanner.spend(PER_FRAME + 1)
                 if self._farewell is not None:
                     return
         except FrameFault as fault:
@@ -463,6 +470,7 @@ class H2ClientConnection(Protocol):
     def _on_settings(self, event: RemoteSettingsChanged, _: H2Exchange | None) -> None:
         self._h2.keep_table_small()
         if SettingCodes.INITIAL_WINDOW_SIZE in event.changed_settings:
+            self._scanner.spend(len(self._exchanges) // _PER_STREAMS)
             for each in list(self._exchanges.values()):
                 if each.queue:
                     self.sender.pump(each)
