@@ -531,6 +531,22 @@ def test_a_websocket_that_we_end_first() -> None:
     assert not peer.connection._other.busy
 
 
+def test_a_websocket_whose_end_waits() -> None:
+    peer = H2Server()
+    peer.feed(peer.head(1, SOCKET, end=False))
+    switch(peer, accept_for(peer))
+    exchange = peer.handlers[0].exchange
+    exchange.pause_request()
+    peer.feed(data(1, b"last words", end=True))
+    exchange.finish()
+    assert (peer.ended(1), peer.handlers[0].events) == (True, [])
+    exchange.resume_request()
+    assert peer.handlers[0].events == [("body", b"last words"), ("end", [])]
+    assert not peer.connection._other.busy
+    peer.advance(1)
+    assert peer.reset(1) is None
+
+
 @pytest.mark.parametrize("accept", [b"", b"c29tZSBvdGhlciBrZXkncwo="])
 def test_a_websocket_with_a_wrong_answer(accept: bytes) -> None:
     peer = H2Server()

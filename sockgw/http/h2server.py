@@ -326,6 +326,7 @@ class H2ClientConnection(Protocol):
             self._credit(exchange)
         self.watch(exchange)
         self.sender.flush()
+        self._check_over(exchange)
 
     def broken(self, exchange: H2Exchange) -> None:
         """The stream is over before its time, by our doing."""
@@ -454,7 +455,6 @@ class H2ClientConnection(Protocol):
             return
         exchange.complete = True
         self.deliver(exchange)
-        self._check_over(exchange)
 
     def _on_reset(self, event: StreamReset, exchange: H2Exchange | None) -> None:
         if exchange is not None:
@@ -544,7 +544,8 @@ class H2ClientConnection(Protocol):
 
     def _check_over(self, exchange: H2Exchange) -> None:
         """Both directions of what was switched end for themselves."""
-        if exchange.switched and exchange.sent and exchange.complete and not exchange.pieces:
+        ended = exchange.switched and exchange.sent and exchange.complete
+        if ended and not exchange.pieces and self.usable(exchange):
             self._forget(exchange, lost=False)
 
     # ------------------------------------------------------------------ windows
