@@ -38,6 +38,7 @@ __all__ = [
     "Process",
     "closed_port",
     "command",
+    "free_port",
     "listening_socket",
     "own_address",
     "require",
@@ -145,6 +146,22 @@ def own_address() -> Endpoint:
     with socket.socket() as held:
         held.bind((host, 0))
         return Endpoint(host, held.getsockname()[1])
+
+
+def free_port() -> int:
+    """Return a port that is free for TCP and UDP on all addresses, IPv6 and IPv4.
+
+    The system gives none of these to who does not ask for it (net.ipv4.ip_local_port_range), so
+    that it stays free until somebody listens there.
+    """
+    for number in random.SystemRandom().sample(range(10_000, 32_768), 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                held = stack.enter_context(socket.socket(socket.AF_INET6, kind))
+                held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                held.bind(("::", number))
+            return number
+    raise AssertionError("no port is free")
 
 
 class Log:

@@ -27,6 +27,7 @@ from harness import (
     Outer,
     closed_port,
     environment,
+    free_port,
     own_address,
     require,
     wait_until,
@@ -674,9 +675,7 @@ def test_proxy_protocol(line: Line, proxied: ProxiedNginx, version: int) -> None
 @pytest.mark.parametrize("version", [1, 2])
 def test_proxy_protocol_over_ipv6(line: Line, proxied: ProxiedNginx, version: int) -> None:
     name = f"proxied6-{version}"
-    with socket.socket(socket.AF_INET6) as held:
-        held.bind(("::1", 0))
-        number = held.getsockname()[1]
+    number = free_port()
     where = line.outer.publish(
         name,
         proxied,
@@ -692,7 +691,7 @@ def test_proxy_protocol_on_all_addresses(
     line: Line, proxied: ProxiedNginx, version: int, tmp_path: Path
 ) -> None:
     """One socket takes IPv4 as well, whose addresses are told as such."""
-    number = own_address().port
+    number = free_port()
     line.outer.publish(f"all{version}", proxied, listen=str(number), **{"proxy-protocol": version})
     for host in ("127.0.0.1", "::1"):
         told, port = seen(Endpoint(host, number), source=host)
