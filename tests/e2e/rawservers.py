@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import socket
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class Sshd(_Server):
     @staticmethod
     def login(where: Endpoint) -> str:
         """Return who logs in, and where."""
-        return f"{getpass.getuser()}@{where.host}"
+        return f"{pwd.getpwuid(os.getuid()).pw_name}@{where.host}"
 
 
 class RsyncDaemon(_Server):
