@@ -2,70 +2,17 @@
 
 import json
 import re
+from base64 import b64encode
 from hashlib import sha256
 
 import pytest
-from http_clients import LIMITS, Transport, request
-from twisted.internet.task import Clock
+from demo_server import Server, get
+from http_clients import request
 
-from sockgw.deadlines import Deadlines
 from sockgw.demo import origin
-from sockgw.demo.origin import Origin, blocks
-from sockgw.http.front import ClientFactory
-from sockgw.http.patience import ServerLimits
+from sockgw.demo.origin import blocks
 
 BLOCK = 64 * 1024  # bytes
-
-
-class Server:
-    """A client's connection to the origin."""
-
-    def __init__(self, flushing=True):
-        self.clock = Clock()
-        factory = ClientFactory(
-            Origin(self.clock),
-            Deadlines(self.clock),
-            ServerLimits(**LIMITS),
-            self.clock.seconds,
-        )
-        self.connection = factory.buildProtocol(None)
-        self.transport = Transport(self.clock, flushing)
-        self.transport.protocol = self.connection
-        self.connection.makeConnection(self.transport)
-
-    def send(self, *data):
-        for piece in data:
-            self.connection.dataReceived(piece)
-            self.clock.advance(0)
-
-    @property
-    def written(self):
-        return bytes(self.transport.written)
-
-    def answer(self):
-        """The status, the headers and the body of all that has been written, as one response."""
-        head, _, body = self.written.partition(b"\r\n\r\n")
-        line, *fields = head.decode().split("\r\n")
-        headers = dict(field.lower().split(": ", 1) for field in fields)
-        if headers.get("transfer-encoding") == "chunked":
-            body = unchunked(body)
-        return int(line.split()[1]), headers, body
-
-
-def unchunked(data):
-    pieces = []
-    while data:
-        size, _, data = data.partition(b"\r\n")
-        pieces.append(data[: int(size, 16)])
-        assert data[int(size, 16) :].startswith(b"\r\n")
-        data = data[int(size, 16) + 2 :]
-    return b"".join(pieces)
-
-
-def get(path, *fields, method="GET"):
-    server = Server()
-    server.send(request(f"{method} {path} HTTP/1.1".encode(), *fields))
-    return server
 
 
 # ---------------------------------------------------------------------- what is simple
@@ -83,9 +30,27 @@ def test_the_page_needs_nothing_from_elsewhere():
     page = get("/").answer()[2].decode()
     assert set(re.findall(r"https?://[^'\"\s]+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"@import|\ssrc=|url\(", page)
-    for path in set(re.findall(r"""["'`](/[a-z0-9/]+)""", page)):
-        method = "POST" if path == "/upload" else "GET"
-        assert get(path, method=method).answer()[0] == 200, path
+    methods = {"/upload": "POST", "/cut": "POST"}
+    statuses = {"/cut": 404, "/chat": 426}  # there is no line here, and no upgrade is asked for
+    paths = set(re.findall(r"""["'`}](/[a-z0-9/]+)[?"'`]""", page))
+    assert {"/chat", "/events", "/upload", "/download", "/cut", "/echo"} <= paths
+    for path in paths:
+        answer = get(path, method=methods.get(path, "GET")).answer()
+        assert answer[0] == statuses.get(path, 200), path
+
+
+def test_the_policy_names_what_is_in_the_page():
+    _, headers, body = get("/").answer()
+    policy = (
+        get("/").written.partition(b"Content-Security-Policy: ")[2].partition(b"\r\n")[0].decode()
+    )
+    assert "unsafe" not in policy
+    assert headers["content-type"] == "text/html; charset=utf-8"
+    for element in (b"style", b"script"):
+        (text,) = re.findall(b"<%b>(.*?)</%b>" % (element, element), body, re.S)
+        digest = b64encode(sha256(text).digest()).decode()
+        assert f"{element.decode()}-src 'sha256-{digest}'" in policy
+    assert not re.search(rb"\sstyle=|\son[a-z]+=", body)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +62,8 @@ def test_the_page_needs_nothing_from_elsewhere():
         ("DELETE", "/upload", 405, "post, put"),
         ("POST", "/", 405, "get, head"),
         ("POST", "/drip", 405, "get, head"),
+        ("GET", "/cut", 405, "post"),
+        ("POST", "/chat", 405, "get, head"),
     ],
 )
 def test_statuses(method, path, status, allow):
@@ -116,7 +83,7 @@ def test_numbers_in_a_query_are_bounded():
         server = get(f"/download?size={wrong}", method="HEAD")
         assert server.answer()[1]["content-length"] == str(1 << 20), wrong
     assert get("/download?size=" + "9" * 19, method="HEAD").answer()[1]["content-length"] == str(
-        1 << 40
+        1 << 34
     )
 
 
@@ -176,6 +143,117 @@ def test_upload_asks_for_a_body_that_waits():
     assert server.written == b"HTTP/1.1 100 Continue\r\n\r\n"
     server.send(b"abc")
     assert b"HTTP/1.1 200 OK" in server.written
+
+
+def test_an_upload_that_says_it_is_too_large_is_refused_at_once():
+    server = Server()
+    server.send(request(b"POST /upload HTTP/1.1", b"Content-Length: 1073741825"))
+    status, headers, body = server.answer()
+    assert (status, headers["connection"]) == (413, "close")
+    assert body == b"An upload has at most 1,073,741,824 bytes here.\n"
+
+
+def test_an_upload_that_becomes_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(origin, "_MAX_UPLOAD", 4)
+    server = Server()
+    server.send(request(b"POST /upload HTTP/1.1", b"Transfer-Encoding: chunked"), b"4\r\nabcd\r\n")
+    assert server.written == b""
+    server.send(b"1\r\ne\r\n")
+    assert server.answer()[0] == 413
+    server.send(b"1\r\nf\r\n0\r\n\r\n")
+    assert server.written.count(b"HTTP/1.1 ") == 1
+
+
+# ---------------------------------------------------------------------- events
+
+
+def events(server):
+    return re.findall(r"id: (\d+)\ndata: \d\d:\d\d:\d\d\n\n", server.answer()[2].decode())
+
+
+def test_events_come_each_at_its_time_and_without_end():
+    server = get("/events?every=500")
+    assert server.answer()[1]["content-type"] == "text/event-stream"
+    for count in range(1, 6):
+        assert events(server) == [str(number) for number in range(1, count + 1)]
+        server.clock.advance(0.5)
+
+
+def test_events_go_on_after_the_last_that_was_seen():
+    server = get("/events", b"Last-Event-ID: 41")
+    assert events(server) == ["42"]
+
+
+@pytest.mark.parametrize("seen", [b"", b"x", b"-1", b"9" * 30, b"\xb2"])
+def test_a_strange_last_event_counts_as_none(seen):
+    assert events(get("/events", b"Last-Event-ID: " + seen)) == ["1"]
+
+
+def test_events_end_when_the_client_leaves():
+    server = get("/events")
+    server.transport.close_by_peer()
+    server.clock.advance(60)
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_head_of_events():
+    server = get("/events", method="HEAD")
+    assert (server.answer()[0], server.answer()[2]) == (200, b"")
+    assert len(server.clock.getDelayedCalls()) == 1  # the deadlines
+
+
+def test_who_does_not_read_gets_no_pile_of_events():
+    server = Server(flushing=False)
+    server.send(request(b"GET /events?every=100 HTTP/1.1"))
+    for _ in range(4000):
+        server.clock.advance(0.1)
+    assert BLOCK < len(server.written) < BLOCK + 1000
+    server.transport.flush()
+    server.clock.advance(0.1)
+    last, before = events(server)[:-3:-1]
+    assert int(last) > 4000 > int(before)  # the gap tells what is missing
+
+
+def test_streams_of_events_are_bounded(monkeypatch):
+    monkeypatch.setattr(origin, "_MAX_STREAMS", 2)
+    server = Server()
+    clients = [server, server.another(), server.another()]
+    for client in clients:
+        client.send(request(b"GET /events HTTP/1.1"))
+    assert [client.answer()[0] for client in clients] == [200, 200, 503]
+    clients[0].transport.close_by_peer()
+    late = server.another()
+    late.send(request(b"GET /events HTTP/1.1"))
+    assert late.answer()[0] == 200
+
+
+def test_connections_are_bounded(monkeypatch):
+    monkeypatch.setattr(origin, "_MAX_CONNECTIONS", 2)
+    server = Server()
+    clients = [server, server.another(), server.another()]
+    assert [client.transport.aborted for client in clients] == [False, False, True]
+    clients[0].transport.close_by_peer()
+    assert not server.another().transport.aborted
+
+
+# ---------------------------------------------------------------------- pages of others
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ([], 404),
+        ([b"Origin: http://a.example"], 404),
+        ([b"Origin: https://a.example"], 404),
+        ([b"X-Forwarded-Host: b.example:3000", b"Origin: http://b.example:3000"], 404),
+        ([b"Origin: http://b.example"], 403),
+        ([b"Origin: null"], 403),
+        ([b"Origin: http://a.example", b"Origin: http://b.example"], 403),
+    ],
+)
+def test_pages_of_others_cannot_cut_or_chat(fields, status):
+    assert get("/cut", *fields, method="POST").answer()[0] == status
+    assert get("/chat", *fields).answer()[0] == (426 if status == 404 else 403)
 
 
 # ---------------------------------------------------------------------- drip

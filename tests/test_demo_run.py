@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -209,7 +209,7 @@ class _Answers200(BaseHTTPRequestHandler):
 
 
 def test_checks_notice_wrong_answers(capsys):
-    with HTTPServer(("127.0.0.1", 0), _Answers200) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers200) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:

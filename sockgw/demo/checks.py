@@ -14,6 +14,7 @@ __all__ = ["CHECKS", "Client", "run_checks"]
 
 _TIMEOUT = 10.0  # seconds without a byte
 _SIZE = 8 * 1024 * 1024  # bytes of an upload and a download
+_NOTICE = 0.2  # seconds from when a cut is asked for until it has come
 _DRIP = "/drip?lines=4&every=200"
 
 
@@ -99,6 +100,25 @@ def _drip(client: Client) -> str:
     return f"each line at once, the first {times[-1] - times[0]:.1f} s before the last"
 
 
+def _cut(client: Client) -> str:
+    started = time.monotonic()
+
+    def halves() -> Iterator[bytes]:
+        pieces = list(blocks(_SIZE))
+        yield from pieces[: len(pieces) // 2]
+        with client.open("POST", "/cut?seconds=1") as response:
+            _expect(response.status == 200, f"status {response.status}: {response.read()!r}")
+        time.sleep(_NOTICE)
+        yield from pieces[len(pieces) // 2 :]
+
+    with client.open("POST", "/upload", halves()) as response:
+        answer = json.loads(response.read())
+    _expect(answer["sha256"] == _digest(blocks(_SIZE)), "other bytes arrived than were sent")
+    took = time.monotonic() - started
+    _expect(took > 1, "it did not wait for the line")
+    return f"arrived with the same SHA-256, {took:.1f} s"
+
+
 def _forbidden(client: Client) -> str:
     with client.open("GET", "/secret") as response:
         reason = response.read().decode().strip()
@@ -119,6 +139,7 @@ CHECKS: tuple[tuple[str, Callable[[Client], str]], ...] = (
     ("POST /upload, 8 MiB in chunks", _upload),
     ("GET /download, 8 MiB", _download),
     (f"GET {_DRIP}", _drip),
+    ("POST /upload, the line cut amid", _cut),
     ("GET /secret", _forbidden),
     ("GET / of unknown.example", _unknown),
 )
@@ -137,7 +158,7 @@ def run_checks(client: Client, interrupted: Callable[[], None] = lambda: None) -
         except (_Wrong, OSError, HTTPException, ValueError, KeyError) as error:
             verdict, note = "FAILED", str(error) or type(error).__name__
             passed = False
-        print(f"  {verdict:<6}  {title:<30}  {note}", flush=True)
+        print(f"  {verdict:<6}  {title:<31}  {note}", flush=True)
     return passed
 
 

@@ -5,6 +5,7 @@ ends, the processes end with it, and the directory goes.
 """
 
 import secrets
+import select
 import signal
 import sys
 import time
@@ -18,15 +19,16 @@ from sockgw import __version__, keys
 from sockgw.demo.checks import Client, run_checks
 from sockgw.demo.children import Child, DemoError, Port
 
-__all__ = ["main"]
+__all__ = ["TARGETS", "main"]
 
 _PORTS = {"app-port": 3000, "socket-port": 3001, "origin-port": 8000}
+_LINE = "between the layers"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _READY_TIMEOUT = 30.0  # seconds
 _LOOK = 0.05  # seconds between two looks at whether something is ready
 _WATCH = 0.2  # seconds between two looks at whether all processes live
 
-_TARGETS = """\
+TARGETS = """\
 targets:
   localhost:
     protocol: http
@@ -37,6 +39,9 @@ targets:
       /echo: "*"
       /upload: [POST, PUT]
       /drip: [GET, HEAD]
+      /events: [GET, HEAD]
+      /chat: [GET]
+      /cut: [POST]
       "^/download(/sha256)?$": [GET, HEAD]
     identifier: demo
 """
@@ -45,14 +50,15 @@ _HINTS = """
 Try it:
   curl {url}/echo -d 'some text'
   curl -T FILE {url}/upload
-  curl -N {url}/drip
+  curl -N {url}/events
   curl '{url}/download?size=1000000000' | sha256sum
   curl '{url}/download/sha256?size=1000000000'
   curl -i {url}/secret
   curl -i -H 'Host: unknown.example' {url}/
+  curl -X POST {url}/cut    # breaks the line between the layers for 4 s, amid all of these
 
 In a browser:
-  {url}/
+  {url}/   twice: the two can chat
   {admin}/admin   any user name, password {password}
 """
 
@@ -104,26 +110,32 @@ class _Demo:
             app, sockets, origin = (
                 Port.claim(held, option, options[option], usual) for option, usual in _PORTS.items()
             )
+            line = Port.claim(held, _LINE, 0, 0)
             self._directory = Path(stack.enter_context(TemporaryDirectory(prefix="sockgw-demo-")))
             self._url = f"http://localhost:{app.number}"
             self._admin = f"http://localhost:{sockets.number}"
             self._password = secrets.token_urlsafe(12)
             self.client = Client(app.number)
-            self._start(app, sockets, origin)
+            self._start(app, sockets, origin, line)
 
-    def _start(self, app: Port, sockets: Port, origin: Port) -> None:
+    def _start(self, app: Port, sockets: Port, origin: Port, line: Port) -> None:
         directory = self._directory
         print(f"\nIn {directory}, which is removed at the end:")
         fingerprint = keys.generate(
             directory / "demo.key", directory / "demo.crt", common_name="demo"
         )
         _tell("demo.key, demo.crt", fingerprint)
-        (directory / "targets.yaml").write_text(_TARGETS.format(port=origin.number))
+        (directory / "targets.yaml").write_text(TARGETS.format(port=origin.number))
         _tell("targets.yaml", f"localhost leads to http://127.0.0.1:{origin.number}")
         password_file = directory / "admin.password"
         password_file.write_text(self._password + "\n")
 
-        self._child("origin", "sockgw.demo.origin", *origin.endpoints)
+        self._child(
+            "origin",
+            "sockgw.demo.origin",
+            *("--line", f"{line.endpoints[0]}={sockets.number}"),
+            *origin.endpoints,
+        )
         self._child(
             "outer layer",
             *("sockgw", "outer-layer", "--public-key", "demo.crt", "--targets", "targets.yaml"),
@@ -132,7 +144,8 @@ class _Demo:
             *("--admin-password-file", password_file.name),
             *("--drain-timeout", "1000"),  # Ctrl-C means now
         )
-        self._await(Client(origin.number), "/", "the origin does not answer")
+        self._direct = Client(origin.number)
+        self._await(self._direct, "/", "the origin does not answer")
         gate = Client(sockets.number)
         self._await(gate, "/healthz", "the outer layer does not answer")
         _tell("origin", f"http://localhost:{origin.number}", self.children[0])
@@ -141,21 +154,34 @@ class _Demo:
         self._child(
             "inner layer",
             *("sockgw", "inner-layer", "--private-key", "demo.key"),
-            *("--outer-layer", f"ws://127.0.0.1:{sockets.number}"),
+            *("--outer-layer", f"ws://127.0.0.1:{line.number}"),
             *("--allow", f"127.0.0.1:{origin.number}"),
             *("--drain-timeout", "1000"),
         )
         self._await(gate, "/readyz", "the inner layer has no tunnel to the outer layer")
-        _tell("inner layer", f"dialled ws://127.0.0.1:{sockets.number}", self.children[2])
+        _tell("inner layer", f"dialled ws://127.0.0.1:{line.number}", self.children[2])
+        _tell("the line", f"from there to port {sockets.number}; can be cut to see what happens")
         print("\nThrough the tunnel:", flush=True)
 
     def stay(self) -> NoReturn:
         """Tell what can be tried, and return never. Raises as the constructor does."""
         print(_HINTS.format(url=self._url, admin=self._admin, password=self._password))
-        print(f"Logs: {self._directory}/*.log\nCtrl-C ends it.", flush=True)
+        asked = sys.stdin is not None and sys.stdin.isatty()
+        keys = "Enter cuts the line for some seconds, Ctrl-C" if asked else "Ctrl-C"
+        print(f"Logs: {self._directory}/*.log\n{keys} ends it.", flush=True)
         while True:
             self._check()
-            time.sleep(_WATCH)
+            if not asked:
+                time.sleep(_WATCH)
+            elif select.select([sys.stdin], [], [], _WATCH)[0]:
+                if sys.stdin.readline():
+                    self._cut()
+                else:
+                    asked = False
+
+    def _cut(self) -> None:
+        with self._direct.open("POST", "/cut") as response:
+            print(response.read().decode(), end="", flush=True)
 
     def _child(self, name: str, *arguments: str) -> None:
         child = Child(name, self._directory, arguments)

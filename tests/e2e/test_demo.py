@@ -94,7 +94,7 @@ def _linux() -> None:
 def test_once(tmp_path: Path) -> None:
     with demo(tmp_path, "--once", *FREE) as running:
         assert running.finish() == 0, running.text
-        assert running.text.count("  ok  ") == 7
+        assert running.text.count("  ok  ") == 8
         assert "FAILED" not in running.text
         assert "taken" not in running.text
         assert running.left() == []
