@@ -2,6 +2,7 @@
 # make test    the environment, then everything that CI checks
 # make faults  the long tests of what docs/reliability.rst promises (as root; some 20 minutes), which
 #              write its table
+# make screenshot  the picture of the demonstration in the README (with chromium)
 # make clean   removes what the others made
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 READY_TEST := $(VENV)/ready-test
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test faults lint screenshot clean
 
 demo: $(READY)
 	$(BIN)/sockgw demo $(ARGS)
@@ -27,6 +28,9 @@ lint: $(READY_TEST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+screenshot: $(READY_TEST)
+	$(BIN)/python tests/e2e/screenshot.py docs/demo.png
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("sockgw needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
