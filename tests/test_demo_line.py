@@ -97,7 +97,7 @@ def test_one_cut_at_a_time_and_a_rest_after_it(clock, line):
     assert told == [4, 0, 4]
     first, second = [tenth for tenth, cut in enumerate(cuts) if cut]
     assert first == 0
-    assert 71 <= second <= 72
+    assert 61 <= second <= 62
 
 
 def test_the_origin_cuts_within_bounds(clock):

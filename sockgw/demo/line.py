@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 __all__ = ["Line"]
 
 _NOTICE = 0.1  # seconds before a cut, in which those who watch are told
-_REST = 3.0  # seconds after a cut without another, so that nobody can hold the line down
+_REST = 2.0  # seconds after a cut without another, so that nobody can hold the line down
 
 
 class _End(ProxyServer):

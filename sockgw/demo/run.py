@@ -4,6 +4,7 @@ Everything is in one temporary directory and listens on this machine's own addre
 ends, the processes end with it, and the directory goes.
 """
 
+import os
 import secrets
 import select
 import signal
@@ -166,12 +167,12 @@ class _Demo:
     def stay(self) -> NoReturn:
         """Tell what can be tried, and return never. Raises as the constructor does."""
         print(_HINTS.format(url=self._url, admin=self._admin, password=self._password))
-        asked = sys.stdin is not None and sys.stdin.isatty()
+        asked = _in_front()
         keys = "Enter cuts the line for some seconds, Ctrl-C" if asked else "Ctrl-C"
         print(f"Logs: {self._directory}/*.log\n{keys} ends it.", flush=True)
         while True:
             self._check()
-            if not asked:
+            if not asked or not _in_front():
                 time.sleep(_WATCH)
             elif select.select([sys.stdin], [], [], _WATCH)[0]:
                 if sys.stdin.readline():
@@ -206,6 +207,14 @@ class _Demo:
                     "\n".join([f"{otherwise}, after {_READY_TIMEOUT:.0f} s of waiting", *tails])
                 )
             time.sleep(_LOOK)
+
+
+def _in_front() -> bool:
+    """Return whether somebody types, and for us: who reads in the background is stopped."""
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _tell(what: str, note: str, child: Child | None = None) -> None:

@@ -1,5 +1,6 @@
 """``sockgw demo`` as a user starts it, and ends it."""
 
+import fcntl
 import os
 import re
 import select
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -22,16 +24,24 @@ FREE = ("--app-port", "0", "--socket-port", "0", "--origin-port", "0")
 PATIENCE = 60.0  # seconds for all of it
 
 
+def _own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Demo:
     """A running demonstration, in a directory of its own."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, typed: int | None = None) -> None:
+        """``typed`` is the descriptor of a terminal, which then is ours."""
         self.directory = directory
         self.mark = f"SCENE={directory}"
         self._process = subprocess.Popen(
             [command("sockgw"), "demo", *arguments],
             cwd=directory,
             env={**environment({"TMPDIR": str(directory)}), "SCENE": str(directory)},
+            stdin=subprocess.DEVNULL if typed is None else typed,
+            start_new_session=typed is not None,
+            preexec_fn=None if typed is None else _own_terminal,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -77,8 +87,8 @@ class Demo:
 
 
 @contextmanager
-def demo(directory: Path, *arguments: str) -> Iterator[Demo]:
-    running = Demo(directory, *arguments)
+def demo(directory: Path, *arguments: str, typed: int | None = None) -> Iterator[Demo]:
+    running = Demo(directory, *arguments, typed=typed)
     try:
         yield running
     finally:
@@ -127,13 +137,34 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
     with demo(tmp_path, *FREE) as running:
         running.read_until("Ctrl-C")
         assert len(running.left()) == 5  # ours, three more, and the directory
-        (url,) = running.found(r"\n  (http://localhost:\d+)/\n")
+        (url,) = running.found(r"\n  (http://localhost:\d+)/  ")
         (admin,) = running.found(r"\n  (http://localhost:\d+)/admin")
         assert get(url, "/echo") == 200
         assert get(admin, "/admin") == 401
         running.send(signal.SIGINT)
         assert running.finish() == 0, running.text
         assert running.left() == []
+
+
+def test_enter_cuts_the_line_and_goes_on(tmp_path: Path) -> None:
+    keyboard, terminal = os.openpty()
+    try:
+        with demo(tmp_path, *FREE, typed=terminal) as running:
+            running.read_until("Enter cuts the line for some seconds, Ctrl-C ends it.")
+            os.write(keyboard, b"\n")
+            while "cut for 4 s" not in running.read_until(" cut "):
+                os.write(keyboard, b"\n")  # the checks had cut it only just now
+            os.write(keyboard, b"\n")
+            running.read_until("It was cut only just now.")
+            os.write(keyboard, b"\x04")  # the end of what is typed is not ours
+            (url,) = running.found(r"\n  (http://localhost:\d+)/  ")
+            assert get(url, "/echo") == 200  # once the line is back
+            os.write(keyboard, b"\x03")
+            assert running.finish() == 0, running.text
+            assert running.left() == []
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
 
 
 @pytest.mark.parametrize(
