@@ -130,7 +130,7 @@ def test_https_is_told_to_the_origin(
             secure.app_port,
             *("-i", "--cacert", authority.ca, "-H", f"Host: {host}", "https://localhost/here"),
         )
-        assert f"Location: https://{host}/there".encode() in got.stdout
+        assert f"location: https://{host}/there".encode() in got.stdout.lower()
         assert origin.requests[0].header("X-Forwarded-Proto") == "https"
     secure.wait_for_tunnels(0)
 
