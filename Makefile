@@ -16,8 +16,14 @@ READY_TEST := $(VENV)/ready-test
 demo: $(READY)
 	$(BIN)/sockgw demo $(ARGS)
 
+# Two at a time, but for those that look at times and memory of their own accord.
 test: $(READY_TEST) lint
+ifeq ($(ARGS),)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_*.py tests/e2e
+	$(BIN)/python -m pytest tests/faults
+else
 	$(BIN)/python -m pytest $(ARGS)
+endif
 
 faults: $(READY_TEST)
 	SOCKGW_FAULTS=full $(BIN)/python -m pytest tests/faults/test_*.py tests/faults/full_*.py \
