@@ -19,11 +19,13 @@ TLS_HELLO = bytes.fromhex(
     "16030100310100002d0303000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
     "00000213010100000200"
 )
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 JUNK = {
     "random bytes": random.Random(1).randbytes(10_000),
     "zeros": bytes(1000),
     "TLS hello": TLS_HELLO,
-    "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/2 preface": PREFACE,
+    "almost an HTTP/2 preface": PREFACE.replace(b"SM", b"MS"),
     "SSH": b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n\r\n",
     "HTTP/0.9": b"GET /\r\n\r\n",
     "PROXY header": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n\r\n",
@@ -62,7 +64,7 @@ def throw(port: int, data: bytes) -> tuple[bytes, float]:
     return received, time.monotonic() - begun
 
 
-@pytest.mark.parametrize("name", JUNK)
+@pytest.mark.parametrize("name", [name for name in JUNK if JUNK[name] != PREFACE])
 def test_app_port(impatient: Gateway, nginx_port: int, name: str) -> None:
     host = impatient.route(nginx_port, host="nginx.test")
     events, requests = impatient.outer.log.mark(), impatient.outer.access.mark()
@@ -75,6 +77,15 @@ def test_app_port(impatient: Gateway, nginx_port: int, name: str) -> None:
     impatient.outer.access.wait('"GET /hello HTTP/1.1" 200 ', requests)
     assert len(impatient.outer.access.lines(requests)) == 2
     assert impatient.outer.log.lines(events) == []
+
+
+def test_an_http2_client_that_says_no_more_than_its_preface(impatient: Gateway) -> None:
+    requests = impatient.outer.access.mark()
+    received, took = throw(impatient.port, PREFACE)
+    assert took < 4
+    assert received[3] == 4  # SETTINGS first, GOAWAY last
+    assert received[-17:] == bytes.fromhex("00000807") + bytes(13)
+    assert impatient.outer.access.lines(requests) == []
 
 
 @pytest.mark.parametrize("name", JUNK)
