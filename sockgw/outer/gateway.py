@@ -8,8 +8,6 @@ leaves one line in the access log and one count in the metrics, however it ended
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from itertools import count
@@ -21,16 +19,16 @@ from sockgw.deadlines import Deadlines
 from sockgw.http.application import NOBODY, ClientExchange, Connection, RequestHandler
 from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method, with_prefix
 from sockgw.http.framing import HttpError
-from sockgw.http.headers import end_to_end, get, lower
+from sockgw.http.headers import end_to_end, lower
 from sockgw.http.networks import UNIX_PEER, canonical
 from sockgw.http.rewriting import Prefixes, Rewriter
-from sockgw.outer.accesslog import AccessLog, Entry
-from sockgw.outer.admin import Failure
+from sockgw.outer.accesslog import AccessLog
 from sockgw.outer.challenges import PREFIX, Challenges
 from sockgw.outer.config import OuterConfig
 from sockgw.outer.crowd import Crowd
 from sockgw.outer.dispatch import Dispatcher
 from sockgw.outer.https import Https
+from sockgw.outer.journal import Journal
 from sockgw.outer.metrics import Metrics
 from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import forbidden_reason
@@ -46,7 +44,6 @@ from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
 __all__ = ["Gateway"]
 
-_MAX_FAILURES = 100  # lines on the admin page
 _MAX_SERVICE_ORIGINS = 256  # rewriters of origins that inner layers name
 
 _NO_CLIENT = Refusal(403, "the client's address is not allowed", "http_request_denied")
@@ -90,7 +87,7 @@ class Gateway:
         self._registry = registry
         self._forwarding = forwarding
         self._metrics = metrics
-        self._access_log = access_log
+        self._journal = Journal(metrics, access_log, clock.seconds)
         self._timeout = config.timeout
         self._idle_timeout = config.idle_timeout
         self._tcp_idle_timeout = config.tcp_idle_timeout
@@ -116,7 +113,7 @@ class Gateway:
         #: It is on its way out: no connection stays, and soon no request is taken.
         self.draining = False
         #: What went wrong lately, newest first.
-        self.failures: deque[Failure] = deque(maxlen=_MAX_FAILURES)
+        self.failures = self._journal.failures
 
     def use(self, targets: Targets) -> None:
         """From now on these targets are in force; requests under way are not touched."""
@@ -304,7 +301,7 @@ class Gateway:
         head = _NO_HEAD if head is None else _legible(head)
         reply, body = answer(refusal, head.headers, request_id)
         self.https.mark(reply.headers, b"https" if connection.secure else b"http")
-        self._record_refusal(
+        self._journal.refused(
             connection.peer_address,
             head,
             refusal,
@@ -378,13 +375,7 @@ class Gateway:
 
     def failed(self, relay: Relay, reason: str) -> None:
         """A relay's answer is our own, or broken; ``finished`` follows."""
-        self._remember(
-            relay.route.target.name,
-            relay.member.identifier if relay.tries else "",
-            relay.status,
-            reason,
-            relay.request_id.decode("ascii"),
-        )
+        self._journal.failed(relay, reason)
 
     def finished(self, relay: Relay, outcome: str) -> None:
         """A relay is over."""
@@ -393,41 +384,7 @@ class Gateway:
             # It may have been one of them; else its stream has made room for one.
             self._held.discard(relay)
             self._held.wake()
-        exchange = relay.exchange
-        now = self.seconds()
-        if relay.held_since is not None:
-            relay.waited += now - relay.held_since
-        duration = now - exchange.started
-        name = relay.route.target.name
-        status = relay.status or 499  # nginx's number for a client that left before the answer
-        self._metrics.request_done(
-            name, status, duration, exchange.bytes_received, exchange.bytes_sent
-        )
-        head = exchange.head
-        self._access_log.record(
-            Entry(
-                time=time.time() - duration,
-                client=relay.view.address,
-                method=head.method,
-                target=head.target,
-                protocol=exchange.protocol,
-                status=status,
-                bytes_out=exchange.bytes_sent,
-                bytes_in=exchange.bytes_received,
-                referer=get(head.headers, b"referer") or b"",
-                user_agent=get(head.headers, b"user-agent") or b"",
-                target_name=name,
-                identifier=relay.member.identifier if relay.tries else "",
-                request_id=relay.request_id,
-                duration=duration,
-                first_byte=None
-                if relay.first_byte is None
-                else relay.first_byte - exchange.started,
-                tries=relay.tries,
-                held=relay.waited,
-                outcome=outcome,
-            )
-        )
+        self._journal.relayed(relay, outcome)
 
     # ------------------------------------------------------------------ inside
 
@@ -496,7 +453,7 @@ class Gateway:
         exchange.respond(head)
         exchange.write(body)
         exchange.finish()
-        self._record(
+        self._journal.answered(
             view.address,
             exchange.head,
             head.status,
@@ -519,7 +476,7 @@ class Gateway:
     ) -> RequestHandler:
         """Answer a request that goes nowhere; ``target`` is its name, if it has one."""
         self.answer(exchange, refusal, request_id, view)
-        self._record_refusal(
+        self._journal.refused(
             view.address,
             exchange.head,
             refusal,
@@ -530,82 +487,3 @@ class Gateway:
             protocol=exchange.protocol,
         )
         return NOBODY
-
-    def _record_refusal(
-        self,
-        address: str,
-        head: RequestHead,
-        refusal: Refusal,
-        request_id: str,
-        *,
-        started: float,
-        bytes_out: int,
-        target: str = "",
-        protocol: str,
-    ) -> None:
-        self._record(
-            address,
-            head,
-            refusal.status,
-            refusal.reason,
-            request_id.encode("ascii"),
-            started=started,
-            bytes_out=bytes_out,
-            target=target,
-            protocol=protocol,
-        )
-        if refusal.status >= 500:
-            self._remember(target, "", refusal.status, refusal.reason, request_id)
-
-    def _record(
-        self,
-        address: str,
-        head: RequestHead,
-        status: int,
-        outcome: str,
-        request_id: bytes,
-        *,
-        started: float,
-        bytes_out: int,
-        target: str = "",
-        protocol: str,
-    ) -> None:
-        """Log and count a request that no inner layer has seen."""
-        duration = self.seconds() - started
-        self._metrics.request_done(target or "-", status, duration, 0, bytes_out)
-        self._access_log.record(
-            Entry(
-                time=time.time() - duration,
-                client=address,
-                method=head.method,
-                target=head.target,
-                protocol=protocol,
-                status=status,
-                bytes_out=bytes_out,
-                bytes_in=0,
-                referer=get(head.headers, b"referer") or b"",
-                user_agent=get(head.headers, b"user-agent") or b"",
-                target_name=target,
-                identifier="",
-                request_id=request_id,
-                duration=duration,
-                first_byte=None,
-                tries=0,
-                held=0.0,
-                outcome=outcome,
-            )
-        )
-
-    def _remember(
-        self, target: str, identifier: str, status: int, reason: str, request_id: str
-    ) -> None:
-        self.failures.appendleft(
-            Failure(
-                time=time.time(),
-                target=target,
-                identifier=identifier,
-                status=status,
-                reason=reason,
-                request_id=request_id,
-            )
-        )
