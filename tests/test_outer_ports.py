@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from harness import own_address
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
@@ -35,12 +36,6 @@ class Greeting(Factory):
         self.target = target
 
 
-def free_port():
-    with socket.socket() as wire:
-        wire.bind(("127.0.0.1", 0))
-        return wire.getsockname()[1]
-
-
 class Ports(TestCase):
     def setUp(self):
         from twisted.internet import reactor
@@ -49,8 +44,9 @@ class Ports(TestCase):
         edge = Edge(reactor.seconds)
         self.ports = TargetPorts(reactor, Greeting, self.no_udp, edge=edge, reuse_port=False)
         self.addCleanup(self.ports.close)
-        self.numbers = [free_port() for _ in range(3)]
-        self.endpoints = [f"tcp:{number}:interface=127.0.0.1" for number in self.numbers]
+        # Of addresses that nobody else uses: a port of the common one may be taken in between.
+        self.places = [own_address() for _ in range(3)]
+        self.endpoints = [f"tcp:{place.port}:interface={place.host}" for place in self.places]
 
     def no_udp(self, target):
         raise AssertionError("no UDP here")
@@ -66,11 +62,11 @@ class Ports(TestCase):
         raise AssertionError("it does not get done")
 
     @inlineCallbacks
-    def greeted(self, number):
+    def greeted(self, place):
         """Return what a listener says, "" where there is none, and leave the connection open."""
         wire = socket.socket()
         self.addCleanup(wire.close)
-        if wire.connect_ex(("127.0.0.1", number)):
+        if wire.connect_ex(place):
             return ""
         wire.setblocking(False)
         said = []
@@ -90,30 +86,31 @@ class Ports(TestCase):
     def test_they_follow_the_targets(self):
         one, two, three = self.endpoints
         self.ports.use(targets(a=one, b=two))
-        assert (yield self.greeted(self.numbers[0])) == "a"
-        assert (yield self.greeted(self.numbers[1])) == "b"
+        assert (yield self.greeted(self.places[0])) == "a"
+        assert (yield self.greeted(self.places[1])) == "b"
         self.ports.use(targets(c=two, d=three))
         yield self.turns(lambda: True)
-        assert (yield self.greeted(self.numbers[1])) == "c"  # the same listener
-        assert (yield self.greeted(self.numbers[2])) == "d"
-        assert (yield self.greeted(self.numbers[0])) == ""
+        assert (yield self.greeted(self.places[1])) == "c"  # the same listener
+        assert (yield self.greeted(self.places[2])) == "d"
+        assert (yield self.greeted(self.places[0])) == ""
 
     @inlineCallbacks
     def test_where_one_cannot_be_all_stays_as_it_was(self):
         one, two, three = self.endpoints
         self.ports.use(targets(a=one))
         with (
-            socket.create_server(("127.0.0.1", self.numbers[2])),
+            socket.create_server(self.places[2]),
             pytest.raises(ConfigError, match=f"target c: listen: {three}: the port is taken"),
         ):
             self.ports.use(targets(b=two, c=three))
-        assert (yield self.greeted(self.numbers[0])) == "a"
-        assert (yield self.greeted(self.numbers[1])) == ""
+        assert (yield self.greeted(self.places[0])) == "a"
+        assert (yield self.greeted(self.places[1])) == ""
 
     @inlineCallbacks
     def test_no_two_share_an_address(self):
         """With SO_REUSEPORT the system lets them, and gives each some of the other's clients."""
-        number = self.numbers[0]
+        place = self.places[0]
+        host, number = place
         edge = Edge(self.reactor.seconds)
         own = []
         ports = TargetPorts(
@@ -126,23 +123,24 @@ class Ports(TestCase):
 
         def closed():
             with socket.socket() as wire:
-                return bool(wire.connect_ex(("127.0.0.1", number)))
+                return bool(wire.connect_ex(place))
 
         yield self.turns(closed)
-        endpoint = TCP4ServerEndpoint(self.reactor, self.numbers[1], interface="127.0.0.1")
+        other = self.places[1]
+        endpoint = TCP4ServerEndpoint(self.reactor, other.port, interface=other.host)
         own.append((yield endpoint.listen(Greeting(twice[0]))))
         self.addCleanup(own[0].stopListening)
         ports.use(targets(a=self.endpoints[0]))
-        ports.use(targets(b=f"tcp:{number}:interface=127.0.0.1:backlog=5"))  # in a's place
+        ports.use(targets(b=f"tcp:{number}:interface={host}:backlog=5"))  # in a's place
         said = "a"
         while said == "a":  # it is about to close
-            said = yield self.greeted(number)
+            said = yield self.greeted(place)
         assert said == "b"
 
     @inlineCallbacks
     def test_connections_outlive_their_listener(self):
         self.ports.use(targets(a=self.endpoints[0]))
-        assert (yield self.greeted(self.numbers[0])) == "a"
+        assert (yield self.greeted(self.places[0])) == "a"
         yield self.ports.close()
         with pytest.raises(BlockingIOError):
             self.wire.recv(1)
@@ -152,8 +150,8 @@ class Ports(TestCase):
         self.ports.use(targets(a=self.endpoints[0]))
         yield self.ports.close()
         self.ports.use(targets(a=self.endpoints[0], b=self.endpoints[1]))
-        for number in self.numbers:
-            assert (yield self.greeted(number)) == ""
+        for place in self.places:
+            assert (yield self.greeted(place)) == ""
 
     def test_an_endpoint_that_is_none(self):
         bad = targets(a="tcp:1")[0]
