@@ -23,7 +23,7 @@ from cable import Cable
 from certmaker import Maker, pem
 from clients import curl, sha256_of, start_curl
 from h2wire import H2Wire
-from harness import LOOPBACK, Inner, Keys, Outer, require, wait_until
+from harness import LOOPBACK, Inner, Keys, Outer, require, run, wait_until
 from origins import Connection, Origin, Request, answering
 from websockets.sync.server import Server, ServerConnection, serve
 from wsclient import TEXT, masked
@@ -211,7 +211,8 @@ def test_upload_through_a_cut(stand: Stand, files: Path, scheme: str) -> None:
     assert got["sum"] == sha256_of(files / "large")
 
 
-def test_many_requests_on_one_connection_of_httpx(stand: Stand, echo_host: str) -> None:
+@pytest.mark.parametrize("cut", [False, True])
+def test_many_requests_on_one_connection_of_httpx(stand: Stand, echo_host: str, cut: bool) -> None:
     bodies = [os.urandom(1 << (number % 18)) for number in range(60)]
     url = f"https://127.0.0.1:{stand.ports['https']}"
 
@@ -231,7 +232,10 @@ def test_many_requests_on_one_connection_of_httpx(stand: Stand, echo_host: str) 
             http2=True, verify=stand.context(), limits=httpx.Limits(max_connections=1)
         )
         async with httpx.AsyncClient(transport=transport) as client:
-            return all(await asyncio.gather(*(ask(client, number) for number in range(60))))
+            asking = asyncio.gather(*(ask(client, number) for number in range(60)))
+            if cut:
+                await asyncio.to_thread(stand.cut)
+            return all(await asking)
 
     assert asyncio.run(ask_all())
 
@@ -244,6 +248,20 @@ def test_h2load(stand: Stand, scheme: str) -> None:
     done = subprocess.run([tool, *options, url], capture_output=True, text=True, timeout=60)
     assert re.search(r"1000 succeeded, 0 failed, 0 errored", done.stdout), done.stdout
     assert "status codes: 1000 2xx" in done.stdout
+
+
+def test_h2load_through_a_cut(stand: Stand) -> None:
+    tool = require("h2load")
+    counted = 'sockgw_requests_total{status="200",target="a.test"}'
+    before = stand.outer.metric(counted)
+    options = ("-n", "2000", "-c", "3", "-m", "60", "--header", ":authority: a.test")
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(run, tool, *options, f"http://127.0.0.1:{stand.ports['http']}/hello")
+        wait_until(lambda: stand.outer.metric(counted) > before, "some requests are answered")
+        assert stand.outer.metric(counted) < before + 2000
+        stand.cut()
+        done = loading.result()
+    assert re.search(r"2000 succeeded, 0 failed, 0 errored", done.stdout), done.stdout
 
 
 def test_nghttp_with_trailers(stand: Stand, tmp_path: Path) -> None:
