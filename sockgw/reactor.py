@@ -1,0 +1,74 @@
+"""The reactor of the services: Twisted's epoll reactor, with less to do for each event.
+
+Twisted asks epoll whether a socket can be written to before it writes, and then takes the question
+back: two system calls and another event for each answer, though nearly every socket can. Here what
+was written in a turn is sent before the reactor waits for the next one, once per socket; only what
+the socket does not take is left to epoll.
+
+The other thing is a context that Twisted makes for each event, to name it in its log. Ours does
+not show it.
+
+Rejected: sending from within ``write``. A head and its body would leave in two system calls, and
+a transport would call its producer from within the producer's own write.
+"""
+
+import errno
+from typing import Any
+
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.interfaces import IWriteDescriptor
+
+__all__ = ["Reactor"]
+
+
+class Reactor(EPollReactor):
+    """Raises what Twisted's raises; made once, by :func:`sockgw.daemon.choose_reactor`."""
+
+    def __init__(self) -> None:
+        self._unasked: dict[IWriteDescriptor, None] = {}  # written to in this turn, in order
+        super().__init__()
+
+    def addWriter(self, writer: IWriteDescriptor) -> None:
+        if writer.fileno() not in self._writes:
+            self._unasked[writer] = None
+
+    def removeWriter(self, writer: IWriteDescriptor) -> None:
+        if self._unasked.pop(writer, self) is self:
+            super().removeWriter(writer)
+
+    def removeAll(self) -> list[Any]:
+        unasked = [writer for writer in self._unasked if writer.fileno() not in self._reads]
+        self._unasked.clear()
+        return [*super().removeAll(), *unasked]
+
+    def getWriters(self) -> list[Any]:
+        return [*super().getWriters(), *self._unasked]
+
+    def doPoll(self, timeout: float | None) -> None:
+        if self._unasked:
+            self._write()
+            due = self.timeout()  # something may have been put off until the next turn
+            if due is not None and (timeout is None or due < timeout):
+                timeout = due
+        try:
+            events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                return
+            raise
+        selectables = self._selectables
+        act = self._doReadOrWrite
+        for fd, event in events:
+            selectable = selectables.get(fd)  # None: one of the others has closed it
+            if selectable is not None:
+                act(selectable, fd, event)
+
+    doIteration = doPoll
+
+    def _write(self) -> None:
+        unasked = self._unasked
+        for writer in list(unasked):
+            if writer in unasked:  # one of the others may have closed it
+                self._doReadOrWrite(writer, writer.fileno(), self._POLL_OUT)
+            if unasked.pop(writer, self) is None:  # it has more
+                super().addWriter(writer)
