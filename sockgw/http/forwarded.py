@@ -72,10 +72,6 @@ _PAIR = rb"%b=(?:%b|\"(?:[^\"\\]|\\.)*\")" % (_TOKEN.pattern, _TOKEN.pattern)
 _ELEMENT = rb"%b(?:;%b)*" % (_PAIR, _PAIR)
 _FORWARDED = re.compile(rb"%b(?:[ \t]*,[ \t]*%b){0,%d}" % (_ELEMENT, _ELEMENT, MAX_HOPS - 1))
 
-_MAX_CACHED_NAMES = 1024
-_from_outside: dict[bytes, bool] = {}
-_from_trusted: dict[bytes, bool] = {}
-
 
 def is_protected(lower_name: bytes, trusted: bool = False) -> bool:
     """Tell whether a request's field of that name, given in lower case, must be dropped.
@@ -85,19 +81,12 @@ def is_protected(lower_name: bytes, trusted: bool = False) -> bool:
     take for one of these, or for ``Host``, ``Content-Length`` or ``Transfer-Encoding``:
     ``x_forwarded_for``, ``content.length``.
     """
-    cache = _from_trusted if trusted else _from_outside
-    known = cache.get(lower_name)
-    if known is None:
-        plain = lower_name.translate(_AS_HYPHENS)
-        if plain in STRIPPED:
-            known = True
-        elif plain in _REROUTING or plain.startswith(_OTHER_FORWARDED):
-            known = not trusted or plain != lower_name
-        else:
-            known = plain in _TRUE_SPELLING_ONLY and plain != lower_name
-        if len(cache) < _MAX_CACHED_NAMES:
-            cache[lower_name] = known
-    return known
+    plain = lower_name.translate(_AS_HYPHENS)
+    if plain in STRIPPED:
+        return True
+    if plain in _REROUTING or plain.startswith(_OTHER_FORWARDED):
+        return not trusted or plain != lower_name
+    return plain in _TRUE_SPELLING_ONLY and plain != lower_name
 
 
 def names_a_method(lower_name: bytes) -> bool:

@@ -5,16 +5,19 @@ as llhttp checks those that came from a socket.
 """
 
 import re
+from collections.abc import Callable
 
 from sockgw.protocol.heads import Headers
 
 __all__ = [
     "HOP_BY_HOP",
+    "FieldFilter",
     "check_text",
     "connection_options",
     "end_to_end",
     "get",
     "lower",
+    "lowered",
     "serialize",
     "upgrades_to",
 ]
@@ -40,10 +43,25 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")  # RFC 9110, section
 # What may stand in a line (section 5.5): no controls but HTAB.
 _TEXT = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))
 
-# Names repeat from request to request: one dictionary look-up instead of a match and a copy. The
-# bound keeps strangers from growing it; names beyond it are matched each time.
-_MAX_CACHED_NAMES = 1024
-_lowered: dict[bytes, bytes] = {}
+# Names repeat from request to request: a look-up instead of a match and a copy. Strangers could
+# fill what is remembered; then it begins anew, or the names in use would have no place in it.
+_MAX_KNOWN_NAMES = 1024
+
+
+class _Lowered(dict[bytes, bytes]):
+    """Names in lower case, by names as they are spelled."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        if not _TOKEN.fullmatch(name):
+            raise ValueError("bad header name")
+        if len(self) >= _MAX_KNOWN_NAMES:
+            self.clear()
+        self[name] = result = name.lower()
+        return result
+
+
+#: ``lowered[name]`` is :func:`lower` without its call, for the loops that every request takes.
+lowered = _Lowered()
 
 
 def lower(name: bytes) -> bytes:
@@ -51,21 +69,13 @@ def lower(name: bytes) -> bytes:
 
     Raises ValueError where it is no token (RFC 9110, section 5.1).
     """
-    known = _lowered.get(name)
-    if known is not None:
-        return known
-    if not _TOKEN.fullmatch(name):
-        raise ValueError("bad header name")
-    result = name.lower()
-    if len(_lowered) < _MAX_CACHED_NAMES:
-        _lowered[name] = result
-    return result
+    return lowered[name]
 
 
 def get(headers: Headers, name: bytes) -> bytes | None:
     """Return the value of the first field of that name, which is given in lower case."""
     for key, value in headers:
-        if lower(key) == name:
+        if lowered[key] == name:
             return value
     return None
 
@@ -95,7 +105,7 @@ def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Header
     result: Headers = []
     named = trailers = False
     for field in headers:
-        name = _lowered.get(field[0]) or lower(field[0])
+        name = lowered[field[0]]
         if name in HOP_BY_HOP:
             if name == b"connection":
                 named |= field[1].lower() not in _USUAL_OPTIONS
@@ -109,6 +119,54 @@ def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Header
     if trailers:
         result.append(_TE)
     return result
+
+
+def _none(name: bytes) -> bool:
+    return False
+
+
+class FieldFilter:
+    """:func:`end_to_end`, made once for those fields that are left out besides.
+
+    Nearly all fields of nearly all heads are of a few names, which pass whatever their value is or
+    do not, and are known here as they are spelled.
+    """
+
+    __slots__ = ("_dropped", "_leaves_out", "_passed")
+
+    def __init__(self, leaves_out: Callable[[bytes], bool] = _none) -> None:
+        """``leaves_out`` says of a name in lower case that its fields do not pass."""
+        self._leaves_out = leaves_out
+        self._passed: set[bytes] = set()
+        self._dropped: set[bytes] = set()
+
+    def __call__(self, headers: Headers) -> Headers:
+        """Return those that pass. Raises ValueError for a bad name."""
+        passed = self._passed
+        result = [field for field in headers if field[0] in passed]
+        if len(result) != len(headers):
+            dropped = self._dropped
+            for name, value in headers:
+                if (
+                    name not in passed
+                    and name not in dropped
+                    and (lowered[name] != b"connection" or value.lower() not in _USUAL_OPTIONS)
+                ):
+                    return self._examine(headers)
+        return result
+
+    def _examine(self, headers: Headers) -> Headers:
+        for name, _ in headers:
+            key = lowered[name]
+            if key != b"connection" and key != b"te":
+                known = (
+                    self._dropped if key in HOP_BY_HOP or self._leaves_out(key) else self._passed
+                )
+                if len(known) >= _MAX_KNOWN_NAMES:
+                    known.clear()
+                known.add(name)
+        leaves_out = self._leaves_out
+        return [field for field in end_to_end(headers) if not leaves_out(lowered[field[0]])]
 
 
 def upgrades_to(given: bytes, asked: bytes) -> bool:
@@ -133,9 +191,9 @@ def serialize(start_line: bytes, headers: Headers) -> bytes:
     Raises ValueError where a name is no token or a control character stands in a value.
     """
     for name, _ in headers:
-        if name not in _lowered:
+        if name not in lowered:
             lower(name)
-    block = b"\r\n".join([start_line, *[b"%b: %b" % field for field in headers]])
+    block = b"\r\n".join((start_line, *map(b": ".join, headers)))
     # One look at the whole block: no controls but exactly the line ends that we wrote ourselves. It
     # costs a hundredth of a match per value.
     if block.translate(None, _TEXT) != b"\r\n" * len(headers):

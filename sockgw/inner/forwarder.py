@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sockgw.http.client import Origin, OriginHandler, OriginPool
-from sockgw.http.headers import end_to_end, lower
+from sockgw.http.headers import FieldFilter, end_to_end, lowered
 from sockgw.inner.allow import AllowList, socket_path
 from sockgw.protocol.errors import LocalError, StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
@@ -26,6 +26,8 @@ __all__ = ["Forwarder", "OriginSide", "RawOrigins"]
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HTTP = ("http", "https")
 _MAX_ROUTES = 10_000  # destinations whose decision is remembered
+
+_passed = FieldFilter()
 
 
 class OriginSide(Protocol):
@@ -164,10 +166,11 @@ class Forwarder:
 
 
 def _clean(headers: Headers, host: bytes) -> Headers:
-    headers = end_to_end(headers)
+    headers = _passed(headers)
     hosts = 0
     for name, _ in headers:
-        hosts += lower(name) == b"host"
+        if lowered[name] == b"host":
+            hosts += 1
     if hosts > 1:
         raise ValueError("two Host fields")
     if not hosts:
@@ -268,7 +271,7 @@ class _Passage:
 
     def _respond(self, head: ResponseHead) -> None:
         try:
-            head.headers = end_to_end(head.headers)
+            head.headers = _passed(head.headers)
             self._stream.respond(head)
         except (LocalError, ValueError) as error:
             self._too_large(error)

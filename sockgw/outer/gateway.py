@@ -19,7 +19,7 @@ from sockgw.deadlines import Deadlines
 from sockgw.http.application import NOBODY, ClientExchange, Connection, RequestHandler
 from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method, with_prefix
 from sockgw.http.framing import HttpError
-from sockgw.http.headers import end_to_end, lower
+from sockgw.http.headers import FieldFilter, end_to_end
 from sockgw.http.networks import UNIX_PEER, canonical
 from sockgw.http.rewriting import Prefixes, Rewriter
 from sockgw.outer.accesslog import AccessLog
@@ -52,6 +52,25 @@ _DRAINING = Refusal(503, "this gateway is about to stop", "connection_limit_reac
 # Host is written anew; Proxy becomes HTTP_PROXY in CGI, and with it a stranger's choice
 # (CVE-2016-5385 and its kin).
 _NOT_PASSED = frozenset((b"host", b"proxy"))
+
+
+def _passing(trusted: bool, restricted: bool) -> FieldFilter:
+    """Return which fields of a client pass, by whether it is a trusted proxy and there is a policy:
+    that has judged the method of the request line, and no other."""
+    return FieldFilter(
+        lambda name: (
+            name in _NOT_PASSED
+            or is_protected(name, trusted)
+            or (restricted and names_a_method(name))
+        )
+    )
+
+
+_PASSING = {
+    (trusted, restricted): _passing(trusted, restricted)
+    for trusted in (False, True)
+    for restricted in (False, True)
+}
 
 
 #: An origin as an inner layer tells it (None: it does not), and the route's prefixes.
@@ -403,15 +422,7 @@ class Gateway:
 
     def _passed(self, headers: Headers, target: Target, trusted: bool) -> Headers:
         """Return the fields of a client that may pass. Raises ValueError for a bad name."""
-        result = [
-            field
-            for field in end_to_end(headers, _NOT_PASSED)
-            if not is_protected(lower(field[0]), trusted)
-        ]
-        if not target.policy.unrestricted:
-            # The policy has judged the method of the request line, and no other.
-            result = [field for field in result if not names_a_method(lower(field[0]))]
-        return result
+        return _PASSING[trusted, not target.policy.unrestricted](headers)
 
     def _without_target(
         self, exchange: ClientExchange, view: ClientView, request_id: bytes

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sockgw.http.application import ClientExchange
 from sockgw.http.forwarded import ClientView
-from sockgw.http.headers import end_to_end, upgrades_to
+from sockgw.http.headers import FieldFilter, end_to_end, upgrades_to
 from sockgw.http.rewriting import Rewriter
 from sockgw.outer.https import Https
 from sockgw.outer.kept import KeptBody
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Owner", "Relay"]
 
-_OWN = frozenset((b"x-request-id",))
+_passed = FieldFilter(lambda name: name == b"x-request-id")  # which is our own
 _CONTINUE = 100
 
 # Credit does not bound heads. 100, 102 and 103 come one to three times for a request; more would
@@ -319,7 +319,7 @@ class Relay:
         if health.failing:
             health.reached(self.route.target.name, self.member)
         try:
-            headers = self._rewritten(head, end_to_end(head.headers, _OWN))
+            headers = self._rewritten(head, _passed(head.headers))
             headers.append((b"X-Request-ID", self.request_id))
             self._gateway.https.mark(headers, self.view.proto)
             if head.status == 101 and not upgrades_to(head.upgrade, self.head.upgrade):
