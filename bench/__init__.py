@@ -1,0 +1,1 @@
+"""What measures sockgw against others, side by side on one machine; see docs/performance.rst."""
