@@ -2,6 +2,7 @@
 # make test    the environment, then everything that CI checks
 # make faults  the long tests of what docs/reliability.rst promises (as root; some 20 minutes), which
 #              write its table
+# make bench   sockgw and others, side by side (docs/performance.rst; an hour; ARGS=--quick: minutes)
 # make screenshot  the picture of the demonstration in the README (with chromium)
 # make clean   removes what the others made
 
@@ -10,8 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 READY_TEST := $(VENV)/ready-test
+READY_BENCH := $(VENV)/ready-bench
 
-.PHONY: demo test faults lint screenshot clean
+.PHONY: demo test faults bench lint screenshot clean
 
 demo: $(READY)
 	$(BIN)/sockgw demo $(ARGS)
@@ -28,6 +30,9 @@ endif
 faults: $(READY_TEST)
 	SOCKGW_FAULTS=full $(BIN)/python -m pytest tests/faults/test_*.py tests/faults/full_*.py \
 		tests/e2e/test_tcp.py::test_scp $(ARGS)
+
+bench: $(READY_BENCH)
+	$(BIN)/python -m bench $(ARGS)
 
 lint: $(READY_TEST)
 	$(BIN)/ruff check .
@@ -48,6 +53,10 @@ $(READY): setup.cfg setup.py pyproject.toml | $(BIN)/python
 
 $(READY_TEST): setup.cfg setup.py pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $(READY) $@
+
+$(READY_BENCH): setup.cfg setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $(READY) $@
 
 clean:
