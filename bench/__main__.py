@@ -28,13 +28,15 @@ OUTPUT = Path("build/bench")
 # left out of a whole run.
 _OTHERS = {"idle": "bench.idle", "growth": "bench.growth"}
 
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command; return the exit status."""
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGHUP, _end)
+    for number in _ENDINGS:
+        signal.signal(number, _end)
     _raise_file_limit()
     name, *options = arguments or [""]
     if name == "compare":
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         return compare_main(arguments)
     status = compare_main(arguments)
     for other, module in _OTHERS.items():
-        if status != 130 and importlib.util.find_spec(module) is not None:
+        if importlib.util.find_spec(module) is not None:
             status = max(status, _other(other, arguments))
     return status
 
@@ -100,11 +102,11 @@ def compare_main(arguments: Sequence[str]) -> int:
     except Failed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, SystemExit):
+    except SystemExit:
         results.interrupted = True
+        _write(results, options)
+        raise
     _write(results, options)
-    if results.interrupted:
-        return 130
     invalid = [
         name
         for name in results.contestants
@@ -186,6 +188,9 @@ def _raise_file_limit() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    """End in good order; what is under way ends every process, and is not to be disturbed."""
+    for each in _ENDINGS:
+        signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +34,9 @@ __all__ = ["Settings", "all_contestants", "compare"]
 _QUIET = 0.01  # seconds of CPU in _GLANCE, below which a contestant counts as settled
 _GLANCE = 0.1  # seconds
 _SETTLING = 5.0  # seconds after which it is not waited for any more
+
+_TROUBLE = (Failed, OSError, subprocess.SubprocessError)
+"""What a contestant may get into, which must not end the run of the others."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def _begin(
                 routes = contestant.launch(room, origins)
                 for name, route in routes.items():
                     _wait_for_answer(room, name, route)
-            except Failed as error:
+            except _TROUBLE as error:
                 reason = f"did not start: {error}"
             else:
                 results.described[contestant.name] = {
@@ -236,7 +240,7 @@ def _measure(
         for process in stand.room.processes.values():
             process.assert_running()
         return Measurement(work.name, turn, stand.name, {**outcome.figures, CPU: own}, cpu)
-    except Failed as error:
+    except _TROUBLE as error:
         return Measurement(work.name, turn, stand.name, failed=str(error))
 
 
