@@ -62,7 +62,7 @@ def _other(name: str, options: Sequence[str]) -> int:
 
 def compare_main(arguments: Sequence[str]) -> int:
     """``bench compare``: 1 if a figure of sockgw is invalid, else 0, whatever was reached."""
-    options = _parser().parse_args(arguments)
+    options = compare_parser().parse_args(arguments)
     programs = Programs(dict(options.program))
     contestants = all_contestants(programs)
     known = [contestant.name for contestant in contestants]
@@ -137,7 +137,7 @@ def _write(results: Results, options: argparse.Namespace) -> None:
     print(f"\nWritten to {output}/", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def compare_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "bench compare",
         description="Each work through each contestant, in turn; medians and ratios.",

@@ -249,7 +249,6 @@ def test_a_room_ends_all_that_was_started(tmp_path):
         assert len(pids) == 2
         usage = room.usage()["stubborn"]
         assert usage.peak >= usage.resident > 1_000_000
-        assert usage.cpu > 0
         room.__exit__()
     assert not any(os.path.exists(f"/proc/{pid}/fd/0") for pid in pids)
     assert not room.directory.exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import compare_parser
 from sockgw import __version__, keys
 from sockgw.cli import main
 from sockgw.config import settings_of
@@ -74,6 +75,7 @@ def test_there_are_the_documents_that_there_should_be():
         "docs/configuration.rst",
         "docs/index.rst",
         "docs/operations.rst",
+        "docs/performance.rst",
         "docs/protocol.rst",
         "docs/reliability-table.rst",
         "docs/reliability.rst",
@@ -161,6 +163,8 @@ def test_options_that_are_named_exist(document):
     known = {*settings_of(OuterConfig), *settings_of(InnerConfig), *_FOREIGN, *_COMMANDS}
     known |= {alias for item in settings_of(OuterConfig).values() for alias in item.aliases}
     known |= {alias for item in settings_of(InnerConfig).values() for alias in item.aliases}
+    if document.name == "performance.rst":
+        known |= set(re.findall(r"--([a-z-]+)", compare_parser().format_help()))
     for name in re.findall(r"``[^`]*?--([a-z][a-z0-9-]*)", document.read_text()):
         assert name in known, name
 
