@@ -64,7 +64,7 @@ def compare_main(arguments: Sequence[str]) -> int:
     """``bench compare``: 1 if a figure of sockgw is invalid, else 0, whatever was reached."""
     options = compare_parser().parse_args(arguments)
     programs = Programs(dict(options.program))
-    contestants = all_contestants(programs)
+    contestants = all_contestants(programs, options.build)
     known = [contestant.name for contestant in contestants]
     unknown = sorted({*options.only, *options.without} - set(known))
     works = [work for work in WORKS if not options.works or work.name in options.works]
@@ -159,6 +159,14 @@ def compare_parser() -> argparse.ArgumentParser:
         metavar="NAME=PATH",
         help="where a program is, if not on PATH; repeatable",
     )
+    add(
+        "--build",
+        action="append",
+        default=[],
+        type=_build,
+        metavar="NAME=BIN",
+        help="another installation of sockgw, by the directory of its commands; repeatable",
+    )
     add("--output", type=Path, default=OUTPUT, metavar="DIR", help=f"for JSON, PNG ({OUTPUT})")
     add("--no-plots", dest="plots", action="store_false", help="write no PNG")
     add("--directory", type=Path, metavar="DIR", help="for temporary files, up to 2 GiB")
@@ -179,6 +187,11 @@ def _program(text: str) -> tuple[str, str]:
     if not mark:
         raise argparse.ArgumentTypeError("expected NAME=PATH")
     return name, path
+
+
+def _build(text: str) -> tuple[str, Path]:
+    name, path = _program(text)
+    return name, Path(path)
 
 
 def _raise_file_limit() -> None:

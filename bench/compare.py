@@ -50,10 +50,16 @@ class Settings:
     directory: Path | None  #: where temporary files go; the system's place if None
 
 
-def all_contestants(programs: Programs) -> list[Contestant]:
-    """Return all that there are, in the order of their turns."""
+def all_contestants(
+    programs: Programs, builds: Sequence[tuple[str, Path]] = ()
+) -> list[Contestant]:
+    """Return all that there are, in the order of their turns.
+
+    ``builds`` are further installations of sockgw, each by a name and its directory of commands.
+    """
     return [
         *(Sockgw(programs, variant) for variant in VARIANTS),
+        *(Sockgw(programs, variant, build) for build in builds for variant in VARIANTS[:2]),
         OriginAlone(programs),
         NginxHop(programs),
         *(peer(programs) for peer in PEERS),

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contestants import Address, Contestant, Programs, Room, Route
+from bench.contestants import Address, Contestant, Programs, Room, Route, version_of
 from bench.origins import LARGE, POST, SMALL
-from sockgw import __version__
 
 __all__ = ["VARIANTS", "Sockgw", "Variant"]
 
@@ -50,20 +49,30 @@ VARIANTS = (
 class Sockgw(Contestant):
     """Both layers under twistd; all limits and windows at their defaults."""
 
-    def __init__(self, programs: Programs, variant: Variant) -> None:
+    def __init__(
+        self, programs: Programs, variant: Variant, build: tuple[str, Path] | None = None
+    ) -> None:
+        """``build``: a name, and where the commands of another installation are."""
         super().__init__(programs)
         self.variant = variant
-        self.name = variant.name
+        self.name = f"{variant.name}, {build[0]}" if build else variant.name
+        self.commands = build[1].absolute() if build else _BIN
         self.encrypts = variant.tls
         self.needs = ("openssl",) if variant.tls else ()
         self._admin_ports: dict[Room, int] = {}
 
+    def missing(self) -> str | None:
+        lacking = [name for name in ("sockgw", "twistd") if not (self.commands / name).exists()]
+        if lacking:
+            return f"there is no {' and no '.join(lacking)} in {self.commands}"
+        return super().missing()
+
     def versions(self) -> dict[str, str]:
-        return {"sockgw": __version__}
+        return {"sockgw": version_of(self.commands / "sockgw", "version")}
 
     def launch(self, room: Room, origins: Mapping[str, Address]) -> Mapping[str, Route]:
         variant = self.variant
-        room.call(_BIN / "sockgw", "certificates")
+        room.call(self.commands / "sockgw", "certificates")
         carrier, trust = self._carrier(room)
         targets = {f"{name}.test": self._target(name, origin) for name, origin in origins.items()}
         room.write("targets.yaml", json.dumps({"targets": targets}))
@@ -71,7 +80,7 @@ class Sockgw(Contestant):
         room.start(
             "outer",
             [
-                *(_BIN / "twistd", "-n", "--pidfile=", "sockgw-outer"),
+                *(self.commands / "twistd", "-n", "--pidfile=", "sockgw-outer"),
                 *("--public-key", "innerLayer.crt", "--targets", "targets.yaml"),
                 *("--app-port", f"tcp:{app}:interface=127.0.0.1"),
                 *("--socket-port", carrier.format(port=socket)),
@@ -85,7 +94,7 @@ class Sockgw(Contestant):
         room.start(
             "inner",
             [
-                *(_BIN / "twistd", "-n", "--pidfile=", "sockgw-inner"),
+                *(self.commands / "twistd", "-n", "--pidfile=", "sockgw-inner"),
                 *("--private-key", "innerLayer.key"),
                 *("--outer-layer", f"{scheme}://127.0.0.1:{socket}", *trust),
                 *(("--allow", ",".join(allowed)) if variant.all_on else ()),

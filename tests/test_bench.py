@@ -195,6 +195,17 @@ def test_names_are_unique():
     assert len(names) == len(set(names))
 
 
+def test_another_installation_takes_part(tmp_path):
+    own = Path(sys.executable).parent
+    both = [("this", own), ("none", tmp_path)]
+    contestants = {each.name: each for each in all_contestants(Programs(), both)}
+    this = contestants["sockgw all on plain, this"]
+    assert this.missing() is None
+    assert this.versions()["sockgw"].startswith("sockgw ")
+    reason = contestants["sockgw all on, none"].missing()
+    assert reason == f"there is no sockgw and no twistd in {tmp_path}"
+
+
 def test_programs_are_found(tmp_path):
     program = tmp_path / "thing"
     program.write_text("#!/bin/sh\necho thing 1.0\n")
