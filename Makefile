@@ -3,6 +3,8 @@
 # make faults  the long tests of what docs/reliability.rst promises (as root; some 20 minutes), which
 #              write its table
 # make bench   sockgw and others, side by side (docs/performance.rst; an hour; ARGS=--quick: minutes)
+# make hotpath the calls that a request costs, by function; and the figures that make test compares
+#              with are recorded anew
 # make screenshot  the picture of the demonstration in the README (with chromium)
 # make clean   removes what the others made
 
@@ -13,7 +15,7 @@ READY := $(VENV)/ready
 READY_TEST := $(VENV)/ready-test
 READY_BENCH := $(VENV)/ready-bench
 
-.PHONY: demo test faults bench lint screenshot clean
+.PHONY: demo test faults bench hotpath lint screenshot clean
 
 demo: $(READY)
 	$(BIN)/sockgw demo $(ARGS)
@@ -39,6 +41,9 @@ lint: $(READY_TEST)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+hotpath: $(READY_TEST)
+	$(BIN)/python tests/hotcalls.py --record
 
 screenshot: $(READY_TEST)
 	$(BIN)/python tests/e2e/screenshot.py docs/demo.png

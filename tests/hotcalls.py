@@ -1,0 +1,313 @@
+"""Counts the hot path's work, and compares it with what was recorded.
+
+Counted are calls of our own Python functions, and calls of C functions out of them, by
+``sys.setprofile``: where times differ from run to run, these are the same to the last one, on each
+version of Python. Beside them what a profile does not show: writes to transports, timers, matches
+of regular expressions, objects held while a request is under way, objects that only the garbage
+collector frees, and objects that nobody frees.
+
+::
+
+    python tests/hotcalls.py             prints the table, by function
+    python tests/hotcalls.py --record    the same, and records the figures in hotpath.json
+    python tests/hotcalls.py --compare   says what has grown; its status is 1 if something has
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from hotpath import WORKS, Gateway, Work
+
+import sockgw
+
+__all__ = ["RECORD", "Table", "compare", "measure"]
+
+RECORD = Path(__file__).with_name("hotpath.json")
+
+_OURS = str(Path(sockgw.__file__).parent) + os.sep
+_TESTS = str(Path(__file__).parent) + os.sep
+_LIBRARIES = "site-packages" + os.sep
+_INLINED = ("<listcomp>", "<dictcomp>", "<setcomp>")  # since Python 3.12 (PEP 709)
+_MATCHES = ("Pattern.", "_Regexp.")  # of re and re2
+
+# What may be added to a figure unnoticed: less than one call for each request. Libraries change
+# without our doing.
+_SLACK = 0.5
+_LIBRARIES_SLACK = 5.0
+_EVENTS_SLACK = 0.05  # of what takes more than a call: writes, timers, matches
+
+_COLLECTED = "objects left to the garbage collector"
+_LEAKED = "objects left for ever"
+
+_ROUNDS = 3  # of which the least counts: the others may have met a ping or another second
+
+Row = dict[str, float]
+
+
+class Table:
+    """What was counted: for each work, by layer, per unit.
+
+    ``figures`` has sums, ``functions`` what they consist of: ``outer: http/headers.py lower`` is a
+    function of ours, with ``-> dict.get`` behind it a C function that it calls.
+    """
+
+    def __init__(self, figures: dict[str, Row], functions: dict[str, Row]) -> None:
+        self.figures = figures
+        self.functions = functions
+
+    @classmethod
+    def load(cls) -> Table:
+        """Read what was recorded."""
+        record = json.loads(RECORD.read_text())
+        works = record["works"]
+
+        def rows(kind: str) -> dict[str, Row]:
+            return {name: dict(zip(works, row, strict=True)) for name, row in record[kind].items()}
+
+        return cls(rows("figures"), rows("functions"))
+
+    def save(self) -> None:
+        """Record it."""
+        parts = [f'"works": {json.dumps(list(WORKS))}']
+        for kind, rows in (("figures", self.figures), ("functions", self.functions)):
+            lines = [
+                f"  {json.dumps(name)}: {json.dumps([row.get(work, 0) for work in WORKS])}"
+                for name, row in sorted(rows.items())
+            ]
+            parts.append("\n".join((f'"{kind}": {{', ",\n".join(lines), "}")))
+        RECORD.write_text("\n".join(("{", ",\n".join(parts), "}", "")))
+
+
+class _Calls:
+    """Counts the calls in one layer."""
+
+    def __init__(self) -> None:
+        self.python: Counter[tuple[CodeType, CodeType | None]] = Counter()
+        self.c: Counter[tuple[CodeType, str]] = Counter()
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call":
+            # What dataclasses and named tuples generate belongs to its caller.
+            caller = frame.f_back.f_code if code.co_filename.startswith("<") else None
+            self.python[code, caller] += 1
+        elif event == "c_call":
+            self.c[code, getattr(argument, "__qualname__", str(argument))] += 1
+
+
+def _is_ours(code: CodeType) -> bool:
+    return code.co_filename.startswith(_OURS)
+
+
+def _name(code: CodeType) -> str:
+    name = code.co_qualname
+    for inlined in _INLINED:
+        name = name.removesuffix(f".<locals>.{inlined}")
+    return f"{code.co_filename.removeprefix(_OURS)} {name}"
+
+
+def _figures(calls: _Calls) -> tuple[Counter[str], Counter[str]]:
+    """Return the sums and the functions that they are of."""
+    sums: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for (code, caller), count in calls.python.items():
+        if caller is not None:
+            if _is_ours(caller):
+                sums["Python calls"] += count
+                functions[f"{_name(caller)} -> {code.co_name} (generated)"] += count
+        elif _is_ours(code):
+            if code.co_name not in _INLINED:
+                sums["Python calls"] += count
+                functions[_name(code)] += count
+        elif not code.co_filename.startswith(_TESTS):
+            sums["calls within libraries"] += count
+            path = code.co_filename.rpartition(_LIBRARIES)[2]
+            library = path.partition(os.sep)[0] if path != code.co_filename else "python"
+            functions[f"({library}) {code.co_qualname}"] += count
+            if code.co_qualname.startswith(_MATCHES):
+                sums["matches"] += code.co_name in ("search", "match", "fullmatch") and count
+    for (code, name), count in calls.c.items():
+        if _is_ours(code):
+            sums["C calls"] += count
+            functions[f"{_name(code)} -> {name}"] += count
+            sums["matches"] += name.startswith(_MATCHES) and count
+    return sums, functions
+
+
+def _count(gateway: Gateway, work: Work, clients: list[Any]) -> tuple[Counter[str], Counter[str]]:
+    """Return sums and functions of one round."""
+    calls = {reactor: _Calls() for reactor in gateway.reactors}
+    for reactor in gateway.reactors:
+        reactor.counts.clear()
+        reactor.profile = calls[reactor]
+    work.run(gateway, clients)
+    sums: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for reactor in gateway.reactors:
+        reactor.profile = None
+        layer_sums, layer_functions = _figures(calls[reactor])
+        for counts in (layer_sums, reactor.counts):
+            sums.update({f"{reactor.name}: {name}": count for name, count in counts.items()})
+        functions.update({f"{reactor.name}: {name}": n for name, n in layer_functions.items()})
+    return sums, functions
+
+
+def _garbage(gateway: Gateway, work: Work, clients: list[Any]) -> tuple[int, int]:
+    """Return how many objects a round leaves: to the collector, and for good."""
+    gc.collect()
+    before = len(gc.get_objects())
+    work.run(gateway, clients)
+    unreachable = gc.collect()
+    return unreachable, len(gc.get_objects()) - before
+
+
+def _held(gateway: Gateway, work: Work, clients: list[Any]) -> int:
+    """Return how many objects there are more, while a request of each client is under way."""
+    gc.collect()
+    before = len(gc.get_objects())
+    during = []
+    gateway.under_way(
+        clients, work.request, work.size, lambda: during.append(len(gc.get_objects()))
+    )
+    gateway.rest()
+    return during[0] - before
+
+
+def measure() -> Table:
+    """Count everything. To be called in a process of its own: caches are as they were at start."""
+    gc.disable()
+    figures: dict[str, Row] = defaultdict(dict)
+    functions: dict[str, Row] = defaultdict(dict)
+    with tempfile.TemporaryDirectory() as directory:
+        gateway = Gateway(Path(directory))
+        for name, work in WORKS.items():
+            clients = [gateway.client() for _ in range(work.clients)]
+            for _ in range(3):  # fills caches, grows windows
+                work.run(gateway, clients)
+            rounds = [_count(gateway, work, clients) for _ in range(_ROUNDS)]
+            sums, calls = min(rounds, key=lambda counted: counted[0].total())
+            rounds.clear()
+            garbage = [_garbage(gateway, work, clients) for _ in range(_ROUNDS)]
+            sums[f"both: {_COLLECTED}"] = min(collected for collected, _ in garbage)
+            sums[f"both: {_LEAKED}"] = max(min(leaked for _, leaked in garbage), 0)
+            if work.unit == "request":
+                held = _held(gateway, work, clients) / work.clients
+                figures["both: objects held by a request under way"][name] = held
+            for rows, counts in ((figures, sums), (functions, calls)):
+                for row, count in counts.items():
+                    rows[row][name] = round(count / work.count, 2)
+            for client in clients:
+                client.close()
+            gateway.rest()
+    return Table(figures, {name: row for name, row in functions.items() if any(row.values())})
+
+
+# ------------------------------------------------------------------ comparing
+
+
+def _slack(figure: str) -> float:
+    if figure.endswith("calls within libraries"):
+        return _LIBRARIES_SLACK
+    if figure.endswith(_LEAKED):
+        return 0.0
+    return _SLACK if "calls" in figure or "objects" in figure else _EVENTS_SLACK
+
+
+def compare(recorded: Table, measured: Table) -> list[str]:
+    """Return what has grown, in lines: the figures, and below them the functions that it lies in.
+
+    What has shrunk is fine, and is recorded when somebody likes to.
+    """
+    lines = []
+    for figure, row in sorted(measured.figures.items()):
+        for work, now in row.items():
+            before = recorded.figures.get(figure, {}).get(work, 0.0)
+            if now <= before + _slack(figure):
+                continue
+            unit = WORKS[work].unit
+            lines.append(f"{work}: {figure}: {before:g} recorded, now {now:g} for each {unit}")
+            lines += _grown(recorded, measured, figure.partition(":")[0], work)
+    return lines
+
+
+def _grown(recorded: Table, measured: Table, layer: str, work: str) -> list[str]:
+    grown = {}
+    for name, row in measured.functions.items():
+        growth = row.get(work, 0.0) - recorded.functions.get(name, {}).get(work, 0.0)
+        if name.startswith(layer) and growth > _EVENTS_SLACK:
+            grown[name] = growth
+    return [f"    {growth:+.2f} {name}" for name, growth in _sorted(grown.items())]
+
+
+def _sorted(rows: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+# ------------------------------------------------------------------ the table
+
+
+def _lines(table: Table) -> list[str]:
+    """Return the table as text: sums, then functions of ours as PYTHON+C calls."""
+    width = 72
+    works = list(WORKS)
+    lines = [f"{number}: {work}, for each {WORKS[work].unit}" for number, work in enumerate(works)]
+    heading = "".join(f"{number:>12}" for number in range(len(works)))
+    lines += ["", f"{'':{width}}{heading}"]
+    for name, row in sorted(table.figures.items()):
+        lines.append(f"{name:{width}}" + "".join(f"{row.get(work, 0):12g}" for work in works))
+    for layer in ("outer", "inner"):
+        functions, parts = _by_function(table, layer)
+        for title, rows in (("parts", parts), ("functions", functions)):
+            lines += ["", f"{f'{layer} layer, {title}, Python+C calls':{width}}{heading}"]
+            totals = {name: sum(map(sum, row.values())) for name, row in rows.items()}
+            for name, _ in _sorted(totals.items()):
+                cells = [rows[name][work] for work in works]
+                shown = [f"{python:.4g}+{c:.4g}" if python + c else "" for python, c in cells]
+                lines.append(f"{name:{width}}" + "".join(f"{cell:>12}" for cell in shown))
+    return lines
+
+
+_Rows = dict[str, dict[str, list[float]]]
+
+
+def _by_function(table: Table, layer: str) -> tuple[_Rows, _Rows]:
+    """Return the numbers of Python and C calls, by function and by package, for each work."""
+    functions: _Rows = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    parts: _Rows = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    for row_name, row in table.functions.items():
+        whose, _, name = row_name.partition(": ")
+        if whose != layer:
+            continue
+        name, _, called = name.partition(" -> ")
+        is_c = bool(called) and not called.endswith("(generated)")
+        part = name.partition(" ")[0].partition("/")[0]
+        for work, count in row.items():
+            functions[name][work][is_c] += count
+            parts[part][work][is_c] += count
+    return functions, parts
+
+
+def main(option: str = "") -> int:
+    table = measure()
+    if option == "--compare":
+        grown = compare(Table.load(), table)
+        print("\n".join(grown))
+        return bool(grown)
+    print("\n".join(_lines(table)))
+    if option == "--record":
+        table.save()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
