@@ -1,10 +1,12 @@
 """Counts the hot path's work, and compares it with what was recorded.
 
-Counted are calls of our own Python functions, and calls of C functions out of them, by
-``sys.setprofile``: where times differ from run to run, these are the same to the last one, on each
-version of Python. Beside them what a profile does not show: writes to transports, timers, matches
-of regular expressions, objects held while a request is under way, objects that only the garbage
-collector frees, and objects that nobody frees.
+Counted are calls of our own Python functions, calls of C functions out of them, and lines that are
+executed: where times differ from run to run, these are the same to the last one, and on each
+version of Python, but for one line in a hundred. Beside them what a profile does not show: writes
+to transports, timers, matches of regular expressions, objects held while a request is under way,
+objects that only the garbage collector frees, and what nobody frees. The table, not the record,
+also has instructions of Python's bytecode, which are nearest to time and other ones in each
+version.
 
 ::
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -44,10 +47,12 @@ _MATCHES = ("Pattern.", "_Regexp.")  # of re and re2
 # without our doing.
 _SLACK = 0.5
 _LIBRARIES_SLACK = 5.0
+_LINES_SLACK = 0.02  # of them: versions of Python differ in what they call a line
 _EVENTS_SLACK = 0.05  # of what takes more than a call: writes, timers, matches
 
-_COLLECTED = "objects left to the garbage collector"
+_NOT_RECORDED = "instructions"
 _LEAKED = "objects left for ever"
+_GARBAGE = ("objects left to the garbage collector", _LEAKED, "memory blocks left for ever")
 
 _ROUNDS = 3  # of which the least counts: the others may have met a ping or another second
 
@@ -57,13 +62,22 @@ Row = dict[str, float]
 class Table:
     """What was counted: for each work, by layer, per unit.
 
-    ``figures`` has sums, ``functions`` what they consist of: ``outer: http/headers.py lower`` is a
-    function of ours, with ``-> dict.get`` behind it a C function that it calls.
+    ``figures`` has sums, ``functions`` the calls that they consist of: ``outer: http/headers.py
+    lower`` is a function of ours, with ``-> dict.get`` behind it a C function that it calls.
+    ``lines`` has the lines executed in each, ``instructions`` the bytecode.
     """
 
-    def __init__(self, figures: dict[str, Row], functions: dict[str, Row]) -> None:
+    def __init__(
+        self,
+        figures: dict[str, Row],
+        functions: dict[str, Row],
+        lines: dict[str, Row],
+        instructions: dict[str, Row] | None = None,
+    ) -> None:
         self.figures = figures
         self.functions = functions
+        self.lines = lines
+        self.instructions = instructions or {}
 
     @classmethod
     def load(cls) -> Table:
@@ -74,15 +88,17 @@ class Table:
         def rows(kind: str) -> dict[str, Row]:
             return {name: dict(zip(works, row, strict=True)) for name, row in record[kind].items()}
 
-        return cls(rows("figures"), rows("functions"))
+        return cls(rows("figures"), rows("functions"), rows("lines"))
 
     def save(self) -> None:
         """Record it."""
         parts = [f'"works": {json.dumps(list(WORKS))}']
-        for kind, rows in (("figures", self.figures), ("functions", self.functions)):
+        for kind in ("figures", "functions", "lines"):
+            rows: dict[str, Row] = getattr(self, kind)
             lines = [
                 f"  {json.dumps(name)}: {json.dumps([row.get(work, 0) for work in WORKS])}"
                 for name, row in sorted(rows.items())
+                if not name.endswith(_NOT_RECORDED)
             ]
             parts.append("\n".join((f'"{kind}": {{', ",\n".join(lines), "}")))
         RECORD.write_text("\n".join(("{", ",\n".join(parts), "}", "")))
@@ -103,6 +119,26 @@ class _Calls:
             self.python[code, caller] += 1
         elif event == "c_call":
             self.c[code, getattr(argument, "__qualname__", str(argument))] += 1
+
+
+class _Steps:
+    """Counts what is executed of our functions in one layer: lines, and instructions if asked."""
+
+    def __init__(self, instructions: bool) -> None:
+        self.counts: dict[str, Counter[CodeType]] = {"line": Counter(), "opcode": Counter()}
+        self._instructions = instructions
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
+        if not _is_ours(frame.f_code):
+            return None
+        frame.f_trace_opcodes = self._instructions
+        return self._step
+
+    def _step(self, frame: Any, event: str, argument: Any) -> Any:
+        counted = self.counts.get(event)
+        if counted is not None:
+            counted[frame.f_code] += 1
+        return self._step
 
 
 def _is_ours(code: CodeType) -> bool:
@@ -162,13 +198,31 @@ def _count(gateway: Gateway, work: Work, clients: list[Any]) -> tuple[Counter[st
     return sums, functions
 
 
-def _garbage(gateway: Gateway, work: Work, clients: list[Any]) -> tuple[int, int]:
-    """Return how many objects a round leaves: to the collector, and for good."""
+def _trace(
+    gateway: Gateway, work: Work, clients: list[Any], instructions: bool
+) -> dict[str, Counter[str]]:
+    """Return lines and instructions of one round, by function."""
+    steps = {reactor: _Steps(instructions) for reactor in gateway.reactors}
+    for reactor in gateway.reactors:
+        reactor.trace = steps[reactor]
+    work.run(gateway, clients)
+    result: dict[str, Counter[str]] = {"line": Counter(), "opcode": Counter()}
+    for reactor in gateway.reactors:
+        reactor.trace = None
+        for kind, counts in steps[reactor].counts.items():
+            for code, count in counts.items():
+                result[kind][f"{reactor.name}: {_name(code)}"] += count
+    return result
+
+
+def _garbage(gateway: Gateway, work: Work, clients: list[Any]) -> tuple[int, int, int]:
+    """Return how many objects a round leaves to the collector, and objects and blocks for ever."""
     gc.collect()
-    before = len(gc.get_objects())
+    blocks = sys.getallocatedblocks()
+    objects = len(gc.get_objects())
     work.run(gateway, clients)
     unreachable = gc.collect()
-    return unreachable, len(gc.get_objects()) - before
+    return unreachable, len(gc.get_objects()) - objects, sys.getallocatedblocks() - blocks
 
 
 def _held(gateway: Gateway, work: Work, clients: list[Any]) -> int:
@@ -183,11 +237,13 @@ def _held(gateway: Gateway, work: Work, clients: list[Any]) -> int:
     return during[0] - before
 
 
-def measure() -> Table:
+def measure(instructions: bool = False) -> Table:
     """Count everything. To be called in a process of its own: caches are as they were at start."""
     gc.disable()
     figures: dict[str, Row] = defaultdict(dict)
     functions: dict[str, Row] = defaultdict(dict)
+    lines: dict[str, Row] = defaultdict(dict)
+    opcodes: dict[str, Row] = defaultdict(dict)
     with tempfile.TemporaryDirectory() as directory:
         gateway = Gateway(Path(directory))
         for name, work in WORKS.items():
@@ -197,30 +253,51 @@ def measure() -> Table:
             rounds = [_count(gateway, work, clients) for _ in range(_ROUNDS)]
             sums, calls = min(rounds, key=lambda counted: counted[0].total())
             rounds.clear()
+            steps = _trace(gateway, work, clients, instructions)
+            for layer in ("outer", "inner"):
+                sums[f"{layer}: lines"] = _of(layer, steps["line"])
+                if instructions:
+                    sums[f"{layer}: {_NOT_RECORDED}"] = _of(layer, steps["opcode"])
             garbage = [_garbage(gateway, work, clients) for _ in range(_ROUNDS)]
-            sums[f"both: {_COLLECTED}"] = min(collected for collected, _ in garbage)
-            sums[f"both: {_LEAKED}"] = max(min(leaked for _, leaked in garbage), 0)
+            for figure, counted in zip(_GARBAGE, zip(*garbage, strict=True), strict=True):
+                sums[f"both: {figure}"] = max(min(counted), 0)
             if work.unit == "request":
                 held = _held(gateway, work, clients) / work.clients
                 figures["both: objects held by a request under way"][name] = held
-            for rows, counts in ((figures, sums), (functions, calls)):
+            for rows, counts in (
+                (figures, sums),
+                (functions, calls),
+                (lines, steps["line"]),
+                (opcodes, steps["opcode"]),
+            ):
+                # Timers come now and then: a second digit of a function's would be never the same.
+                digits = 2 if rows is figures else 1
                 for row, count in counts.items():
-                    rows[row][name] = round(count / work.count, 2)
+                    rows[row][name] = round(count / work.count, digits)
             for client in clients:
                 client.close()
             gateway.rest()
-    return Table(figures, {name: row for name, row in functions.items() if any(row.values())})
+    for rows in (functions, lines, opcodes):
+        for row in [row for row, counts in rows.items() if not any(counts.values())]:
+            del rows[row]
+    return Table(figures, functions, lines, opcodes)
+
+
+def _of(layer: str, counts: Counter[str]) -> int:
+    return sum(count for name, count in counts.items() if name.startswith(layer))
 
 
 # ------------------------------------------------------------------ comparing
 
 
-def _slack(figure: str) -> float:
+def _slack(figure: str, recorded: float) -> float:
+    if figure.endswith("lines"):
+        return _SLACK + recorded * _LINES_SLACK
     if figure.endswith("calls within libraries"):
         return _LIBRARIES_SLACK
     if figure.endswith(_LEAKED):
         return 0.0
-    return _SLACK if "calls" in figure or "objects" in figure else _EVENTS_SLACK
+    return _SLACK if re.search("calls|objects|blocks", figure) else _EVENTS_SLACK
 
 
 def compare(recorded: Table, measured: Table) -> list[str]:
@@ -232,18 +309,22 @@ def compare(recorded: Table, measured: Table) -> list[str]:
     for figure, row in sorted(measured.figures.items()):
         for work, now in row.items():
             before = recorded.figures.get(figure, {}).get(work, 0.0)
-            if now <= before + _slack(figure):
+            if now <= before + _slack(figure, before):
                 continue
             unit = WORKS[work].unit
             lines.append(f"{work}: {figure}: {before:g} recorded, now {now:g} for each {unit}")
-            lines += _grown(recorded, measured, figure.partition(":")[0], work)
+            layer = figure.partition(":")[0]
+            if figure.endswith("lines"):
+                lines += _grown(recorded.lines, measured.lines, layer, work)
+            elif "calls" in figure:
+                lines += _grown(recorded.functions, measured.functions, layer, work)
     return lines
 
 
-def _grown(recorded: Table, measured: Table, layer: str, work: str) -> list[str]:
+def _grown(recorded: dict[str, Row], measured: dict[str, Row], layer: str, work: str) -> list[str]:
     grown = {}
-    for name, row in measured.functions.items():
-        growth = row.get(work, 0.0) - recorded.functions.get(name, {}).get(work, 0.0)
+    for name, row in measured.items():
+        growth = row.get(work, 0.0) - recorded.get(name, {}).get(work, 0.0)
         if name.startswith(layer) and growth > _EVENTS_SLACK:
             grown[name] = growth
     return [f"    {growth:+.2f} {name}" for name, growth in _sorted(grown.items())]
@@ -257,7 +338,7 @@ def _sorted(rows: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _lines(table: Table) -> list[str]:
-    """Return the table as text: sums, then functions of ours as PYTHON+C calls."""
+    """Return the table as text: sums, then packages and functions."""
     width = 72
     works = list(WORKS)
     lines = [f"{number}: {work}, for each {WORKS[work].unit}" for number, work in enumerate(works)]
@@ -268,11 +349,16 @@ def _lines(table: Table) -> list[str]:
     for layer in ("outer", "inner"):
         functions, parts = _by_function(table, layer)
         for title, rows in (("parts", parts), ("functions", functions)):
-            lines += ["", f"{f'{layer} layer, {title}, Python+C calls':{width}}{heading}"]
-            totals = {name: sum(map(sum, row.values())) for name, row in rows.items()}
+            lines += ["", f"{f'{layer} layer, {title}: calls/instructions':{width}}{heading}"]
+            totals = {
+                name: row[works[0]][1] * 1e3 + sum(map(sum, row.values()))
+                for name, row in rows.items()
+            }
             for name, _ in _sorted(totals.items()):
                 cells = [rows[name][work] for work in works]
-                shown = [f"{python:.4g}+{c:.4g}" if python + c else "" for python, c in cells]
+                shown = [
+                    f"{calls:.4g}/{steps:.4g}" if calls or steps else "" for calls, steps in cells
+                ]
                 lines.append(f"{name:{width}}" + "".join(f"{cell:>12}" for cell in shown))
     return lines
 
@@ -281,28 +367,28 @@ _Rows = dict[str, dict[str, list[float]]]
 
 
 def _by_function(table: Table, layer: str) -> tuple[_Rows, _Rows]:
-    """Return the numbers of Python and C calls, by function and by package, for each work."""
+    """Return calls, to it and from it to C, and instructions, by function and by package."""
     functions: _Rows = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
     parts: _Rows = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
-    for row_name, row in table.functions.items():
-        whose, _, name = row_name.partition(": ")
-        if whose != layer:
-            continue
-        name, _, called = name.partition(" -> ")
-        is_c = bool(called) and not called.endswith("(generated)")
-        part = name.partition(" ")[0].partition("/")[0]
-        for work, count in row.items():
-            functions[name][work][is_c] += count
-            parts[part][work][is_c] += count
+    for column, rows in enumerate((table.functions, table.instructions)):
+        for row_name, row in rows.items():
+            whose, _, name = row_name.partition(": ")
+            if whose != layer:
+                continue
+            name = name.partition(" -> ")[0]
+            part = name.partition(" ")[0].partition("/")[0]
+            for work, count in row.items():
+                functions[name][work][column] += count
+                parts[part][work][column] += count
     return functions, parts
 
 
 def main(option: str = "") -> int:
-    table = measure()
     if option == "--compare":
-        grown = compare(Table.load(), table)
+        grown = compare(Table.load(), measure())
         print("\n".join(grown))
         return bool(grown)
+    table = measure(instructions=True)
     print("\n".join(_lines(table)))
     if option == "--record":
         table.save()

@@ -35,8 +35,6 @@ _SEND = 131_072  # bytes of one write: Twisted's FileDescriptor.SEND_LIMIT
 _HIGH_WATER = 65_536  # bytes buffered, beyond which a producer is paused: FileDescriptor.bufferSize
 _SYSTEM = 262_144  # bytes that the system holds between both ends
 
-Profile = Callable[[Any, str, Any], None]
-
 
 @implementer(ITCPTransport)
 class End:
@@ -216,7 +214,8 @@ class Reactor(MemoryReactorClock):
         self.made: list[tuple[End, Any]] = []  # connections that wait for their protocols
         self.later: list[Later] = []
         self.counts: dict[str, int] = defaultdict(int)
-        self.profile: Profile | None = None
+        self.profile: Callable[..., object] | None = None  # see sys.setprofile
+        self.trace: Callable[..., Any] | None = None  # see sys.settrace
 
     def installNameResolver(self, resolver: object) -> Any:
         raise NotImplementedError
@@ -227,6 +226,7 @@ class Reactor(MemoryReactorClock):
         self._clock.set(now)
         due = [call for call in self.later if call.time <= now]
         self.later = [call for call in self.later if call.time > now]
+        sys.settrace(self.trace)
         sys.setprofile(self.profile)
         for call in due:
             call.run()
@@ -238,6 +238,7 @@ class Reactor(MemoryReactorClock):
         for end in self.ends:
             end.work()
         sys.setprofile(None)
+        sys.settrace(None)
         self.ends = [end for end in self.ends if end.open]
 
     def callLater(self, delay: float, callable: Any, *args: Any, **kw: Any) -> Later:
