@@ -54,6 +54,7 @@ _NOT_RECORDED = "instructions"
 _LEAKED = "objects left for ever"
 _GARBAGE = ("objects left to the garbage collector", _LEAKED, "memory blocks left for ever")
 
+_CLOCK = "ContextVar.get"  # see memorynet.Reactor
 _ROUNDS = 3  # of which the least counts: the others may have met a ping or another second
 
 Row = dict[str, float]
@@ -118,7 +119,8 @@ class _Calls:
             caller = frame.f_back.f_code if code.co_filename.startswith("<") else None
             self.python[code, caller] += 1
         elif event == "c_call":
-            self.c[code, getattr(argument, "__qualname__", str(argument))] += 1
+            name = getattr(argument, "__qualname__", str(argument))
+            self.c[code, "monotonic" if name == _CLOCK else name] += 1
 
 
 class _Steps:
@@ -186,8 +188,9 @@ def _count(gateway: Gateway, work: Work, clients: list[Any]) -> tuple[Counter[st
     for reactor in gateway.reactors:
         reactor.counts.clear()
         reactor.profile = calls[reactor]
+    turns = gateway.turns
     work.run(gateway, clients)
-    sums: Counter[str] = Counter()
+    sums = Counter({"both: turns of the reactors": gateway.turns - turns})
     functions: Counter[str] = Counter()
     for reactor in gateway.reactors:
         reactor.profile = None
@@ -247,7 +250,7 @@ def measure(instructions: bool = False) -> Table:
     with tempfile.TemporaryDirectory() as directory:
         gateway = Gateway(Path(directory))
         for name, work in WORKS.items():
-            clients = [gateway.client() for _ in range(work.clients)]
+            clients = work.begin(gateway)
             for _ in range(3):  # fills caches, grows windows
                 work.run(gateway, clients)
             rounds = [_count(gateway, work, clients) for _ in range(_ROUNDS)]
@@ -261,7 +264,7 @@ def measure(instructions: bool = False) -> Table:
             garbage = [_garbage(gateway, work, clients) for _ in range(_ROUNDS)]
             for figure, counted in zip(_GARBAGE, zip(*garbage, strict=True), strict=True):
                 sums[f"both: {figure}"] = max(min(counted), 0)
-            if work.unit == "request":
+            if type(work) is Work and work.unit == "request":
                 held = _held(gateway, work, clients) / work.clients
                 figures["both: objects held by a request under way"][name] = held
             for rows, counts in (

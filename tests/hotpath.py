@@ -2,7 +2,8 @@
 
 Both layers are there as their services put them together, without sockets: a client's bytes, HTTP,
 the gateway, a tunnel on a WebSocket, the forwarder, the pool of connections, an origin, and all of
-the way back; with the access log written to a file, metrics counted and policies judged.
+the way back; with the access log written to a file, metrics counted and policies judged. Without
+TLS, whose work is OpenSSL's.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ _ANSWER = (
     b"Last-Modified: Fri, 27 Nov 2026 11:00:00 GMT\r\nConnection: keep-alive\r\n"
     b'ETag: "65c0b4a0-c"\r\nAccept-Ranges: bytes\r\n\r\n'
 )
-Look = Callable[[], object]
+_SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
 
 _PIECE = 65_536  # bytes: of a transfer, what counts as one
 _PIECES = 128
 
 
 class Origin:
-    """Answers as nginx would, on each connection that it has accepted."""
+    """Answers as nginx would, on a connection that it has accepted; echoes once it has switched."""
 
     def __init__(self, end: End) -> None:
         self.end = end
@@ -56,14 +57,24 @@ class Origin:
         self._rest = 0  # bytes of a request's body that are to come
         self._due = b""  # of the answer
         self._endless = 0  # bytes of the answer beyond that
+        self._switched = False
 
     def work(self) -> None:
+        """Read and write what there is."""
         data = self.end.take()
+        if self._switched:
+            self.end.send(data)
+            if self.end.fin:
+                self.end.close()
+            return
         skipped = min(self._rest, len(data))
         self._rest -= skipped
         self._got += data[skipped:]
         head, separator, body = self._got.partition(b"\r\n\r\n")
-        if separator:
+        if b"\r\nUpgrade: " in head:
+            self._switched = True
+            self.end.send(_SWITCHED)
+        elif separator:
             length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
             self._rest = int(length or 0) - len(body)
             assert self._rest >= 0
@@ -113,6 +124,8 @@ class Gateway:
         }
         self._inner_service = InnerService(load(InnerConfig, settings, {}), self.inner)
         self._inner_service.connector.startService()
+        #: Turns of the reactors, but for those of rest.
+        self.turns = 0
         self._origins: dict[End, Origin] = {}
         self._silent = False
         self.rest()
@@ -122,6 +135,7 @@ class Gateway:
 
     def turn(self, seconds: float = _TURN) -> None:
         """Everybody does what there is to do now."""
+        self.turns += 1
         for reactor in self.reactors:
             reactor.turn(seconds)
         for end in self.network.accepted:
@@ -132,8 +146,10 @@ class Gateway:
 
     def rest(self) -> None:
         """Half a second passes: acknowledgements go out, and the access log is written."""
+        turns = self.turns
         for _ in range(20):
             self.turn(0.025)
+        self.turns = turns
 
     def client(self) -> End:
         """Return a new client's end."""
@@ -168,7 +184,9 @@ class Gateway:
                 return
         raise AssertionError("no answer")
 
-    def under_way(self, clients: list[End], request: bytes, expected: int, look: Look) -> None:
+    def under_way(
+        self, clients: list[End], request: bytes, expected: int, look: Callable[[], object]
+    ) -> None:
         """Have a request of each client be with the origin while ``look`` is called."""
         self._silent = True
         self.send(clients, request)
@@ -216,15 +234,63 @@ class Work:
         #: How many units there are in all.
         self.count = times * clients * units
 
+    def begin(self, gateway: Gateway) -> list[End]:
+        """Return the clients."""
+        return [gateway.client() for _ in range(self.clients)]
+
     def run(self, gateway: Gateway, clients: list[End]) -> None:
         """Do it."""
         for _ in range(self.times):
-            gateway.ask(clients, self.request, self.size)
+            self._once(gateway, clients)
         gateway.rest()
 
+    def _once(self, gateway: Gateway, clients: list[End]) -> None:
+        gateway.ask(clients, self.request, self.size)
 
-def _get(host: str, target: str) -> bytes:
-    return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{_FIELDS}\r\n\r\n".encode()
+
+class Connections(Work):
+    """A new connection for each request."""
+
+    def _once(self, gateway: Gateway, clients: list[End]) -> None:
+        for _ in clients:
+            client = gateway.client()
+            gateway.ask([client], self.request, self.size)
+            while not client.fin:
+                gateway.turn()
+            client.close()
+            gateway.turn()
+
+
+class Messages(Work):
+    """Messages there and back on a connection that has been upgraded by the ``request``."""
+
+    _MESSAGE = bytes(38)  # of 32 bytes, with its header and mask
+
+    def begin(self, gateway: Gateway) -> list[End]:
+        clients = super().begin(gateway)
+        gateway.send(clients, self.request)
+        gateway.rest()
+        assert all(b" 101 " in client.take() for client in clients)
+        return clients
+
+    def _once(self, gateway: Gateway, clients: list[End]) -> None:
+        gateway.send(clients, self._MESSAGE)
+        while any(len(client.arrived) < len(self._MESSAGE) for client in clients):
+            gateway.turn()
+        assert all(client.take() == self._MESSAGE for client in clients)
+
+
+def _get(host: str, target: str, *fields: str) -> bytes:
+    lines = (f"GET {target} HTTP/1.1", f"Host: {host}", _FIELDS, *fields, "", "")
+    return "\r\n".join(lines).encode()
+
+
+_UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+)
 
 
 def _post(size: int) -> bytes:
@@ -234,15 +300,19 @@ def _post(size: int) -> bytes:
     return head.encode() + bytes(size)
 
 
+_TIMES = 50  # of what is done one at a time
 _TRANSFER = _PIECE * _PIECES
 
 WORKS: dict[str, Work] = {
-    "a GET alone": Work("request", _get("open.example", "/"), times=100),
+    "a GET alone": Work("request", _get("open.example", "/"), times=_TIMES),
     "a GET alone, judged by rules": Work(
-        "request", _get("ruled.example", "/api/items/7?page=2"), times=100
+        "request", _get("ruled.example", "/api/items/7?page=2"), times=_TIMES
     ),
-    "50 GETs of one turn": Work("request", _get("open.example", "/"), clients=50, times=4),
-    "a POST of 16 KiB": Work("request", _post(16_384), times=100),
+    "50 GETs of one turn": Work("request", _get("open.example", "/"), clients=50, times=2),
+    "a POST of 16 KiB": Work("request", _post(16_384), times=_TIMES),
+    "a GET on a new connection": Connections(
+        "request", _get("open.example", "/", "Connection: close"), times=_TIMES
+    ),
     "a download": Work(
         "64 KiB",
         _get("open.example", f"/file?size={_TRANSFER}"),
@@ -250,4 +320,7 @@ WORKS: dict[str, Work] = {
         units=_PIECES,
     ),
     "an upload": Work("64 KiB", _post(_TRANSFER), units=_PIECES),
+    "a WebSocket message and its echo": Messages(
+        "message", _get("open.example", "/chat", *_UPGRADE), times=_TIMES
+    ),
 }

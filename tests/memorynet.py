@@ -20,6 +20,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
+    IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IReactorPluggableNameResolver,
     ITCPTransport,
@@ -36,7 +37,7 @@ _HIGH_WATER = 65_536  # bytes buffered, beyond which a producer is paused: FileD
 _SYSTEM = 262_144  # bytes that the system holds between both ends
 
 
-@implementer(ITCPTransport)
+@implementer(ITCPTransport, IHalfCloseableDescriptor)
 class End:
     """One end of a connection. Without a reactor it is a test's: see :meth:`send`, :meth:`take`."""
 
@@ -52,6 +53,7 @@ class End:
         self._buffer = bytearray()
         self._reading = True
         self.disconnecting = False
+        self._ending = False  # our half, once all is written
         self._producer: Any = None
         self._paused = False
 
@@ -70,15 +72,24 @@ class End:
                 self._reading = False
                 half.readConnectionLost()
         if self._buffer:
-            count = min(_SEND, _SYSTEM - len(self.peer.arrived))
-            self.peer.arrived += self._buffer[:count]
-            del self._buffer[:count]
-            if not self._buffer and self._paused:
-                self._paused = False
-                if self._producer is not None:
-                    self._producer.resumeProducing()
-        if self.disconnecting and not self._buffer and self.open:
+            self._flush()
+        if self._ending and not self._buffer:
+            self._ending = False
+            self.peer.fin = True
+            half = IHalfCloseableProtocol(self.protocol, None)
+            if half is not None:
+                half.writeConnectionLost()
+        if self.disconnecting and not self._buffer:
             self._over()
+
+    def _flush(self) -> None:
+        count = min(_SEND, _SYSTEM - len(self.peer.arrived))
+        self.peer.arrived += self._buffer[:count]
+        del self._buffer[:count]
+        if not self._buffer and self._paused:
+            self._paused = False
+            if self._producer is not None:
+                self._producer.resumeProducing()
 
     def _over(self) -> None:
         if self.open:
@@ -122,7 +133,13 @@ class End:
         self.disconnecting = True
 
     def loseWriteConnection(self) -> None:
-        self.disconnecting = True
+        self._ending = True
+
+    def writeConnectionLost(self, reason: Failure) -> None:
+        """Of no use here."""
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        """Of no use here."""
 
     def abortConnection(self) -> None:
         self._buffer.clear()
