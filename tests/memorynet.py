@@ -243,8 +243,10 @@ class Reactor(MemoryReactorClock):
         self._clock.set(now)
         due = [call for call in self.later if call.time <= now]
         self.later = [call for call in self.later if call.time > now]
-        sys.settrace(self.trace)
-        sys.setprofile(self.profile)
+        if self.trace is not None:
+            sys.settrace(self.trace)
+        if self.profile is not None:
+            sys.setprofile(self.profile)
         for call in due:
             call.run()
         made, self.made = self.made, []
@@ -254,8 +256,10 @@ class Reactor(MemoryReactorClock):
             self.ends.append(end)
         for end in self.ends:
             end.work()
-        sys.setprofile(None)
-        sys.settrace(None)
+        if self.profile is not None:
+            sys.setprofile(None)
+        if self.trace is not None:
+            sys.settrace(None)
         self.ends = [end for end in self.ends if end.open]
 
     def callLater(self, delay: float, callable: Any, *args: Any, **kw: Any) -> Later:
