@@ -1,12 +1,11 @@
 """Counts the hot path's work, and compares it with what was recorded.
 
-Counted are calls of our own Python functions, calls of C functions out of them, and lines that are
-executed: where times differ from run to run, these are the same to the last one, and on each
-version of Python, but for one line in a hundred. Beside them what a profile does not show: writes
-to transports, timers, matches of regular expressions, objects held while a request is under way,
-objects that only the garbage collector frees, and what nobody frees. The table, not the record,
-also has instructions of Python's bytecode, which are nearest to time and other ones in each
-version.
+Counted are calls of our own Python functions, calls of C functions out of them, and instructions of
+bytecode: where times differ from run to run, these are the same to the last one. Calls are the same
+on each version of Python, too; instructions are not, and are compared on the version only that
+recorded them. Beside them what a profile does not show: writes to transports, timers, turns of the
+reactors, matches of regular expressions, objects held while a request is under way, objects that
+only the garbage collector frees, and what nobody frees.
 
 ::
 
@@ -47,10 +46,10 @@ _MATCHES = ("Pattern.", "_Regexp.")  # of re and re2
 # without our doing.
 _SLACK = 0.5
 _LIBRARIES_SLACK = 5.0
-_LINES_SLACK = 0.02  # of them: versions of Python differ in what they call a line
+_INSTRUCTIONS_SLACK = 20.0  # half a function's
 _EVENTS_SLACK = 0.05  # of what takes more than a call: writes, timers, matches
 
-_NOT_RECORDED = "instructions"
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _LEAKED = "objects left for ever"
 _GARBAGE = ("objects left to the garbage collector", _LEAKED, "memory blocks left for ever")
 
@@ -65,20 +64,20 @@ class Table:
 
     ``figures`` has sums, ``functions`` the calls that they consist of: ``outer: http/headers.py
     lower`` is a function of ours, with ``-> dict.get`` behind it a C function that it calls.
-    ``lines`` has the lines executed in each, ``instructions`` the bytecode.
+    ``instructions`` has those executed in each, by this version of Python.
     """
 
     def __init__(
         self,
         figures: dict[str, Row],
         functions: dict[str, Row],
-        lines: dict[str, Row],
-        instructions: dict[str, Row] | None = None,
+        instructions: dict[str, Row],
+        python: str = _PYTHON,
     ) -> None:
         self.figures = figures
         self.functions = functions
-        self.lines = lines
-        self.instructions = instructions or {}
+        self.instructions = instructions
+        self.python = python
 
     @classmethod
     def load(cls) -> Table:
@@ -89,17 +88,18 @@ class Table:
         def rows(kind: str) -> dict[str, Row]:
             return {name: dict(zip(works, row, strict=True)) for name, row in record[kind].items()}
 
-        return cls(rows("figures"), rows("functions"), rows("lines"))
+        return cls(
+            rows("figures"), rows("functions"), rows("instructions"), python=record["python"]
+        )
 
     def save(self) -> None:
         """Record it."""
-        parts = [f'"works": {json.dumps(list(WORKS))}']
-        for kind in ("figures", "functions", "lines"):
+        parts = [f'"python": "{self.python}"', f'"works": {json.dumps(list(WORKS))}']
+        for kind in ("figures", "functions", "instructions"):
             rows: dict[str, Row] = getattr(self, kind)
             lines = [
                 f"  {json.dumps(name)}: {json.dumps([row.get(work, 0) for work in WORKS])}"
                 for name, row in sorted(rows.items())
-                if not name.endswith(_NOT_RECORDED)
             ]
             parts.append("\n".join((f'"{kind}": {{', ",\n".join(lines), "}")))
         RECORD.write_text("\n".join(("{", ",\n".join(parts), "}", "")))
@@ -123,23 +123,21 @@ class _Calls:
             self.c[code, "monotonic" if name == _CLOCK else name] += 1
 
 
-class _Steps:
-    """Counts what is executed of our functions in one layer: lines, and instructions if asked."""
+class _Instructions:
+    """Counts what is executed of our functions in one layer."""
 
-    def __init__(self, instructions: bool) -> None:
-        self.counts: dict[str, Counter[CodeType]] = {"line": Counter(), "opcode": Counter()}
-        self._instructions = instructions
+    def __init__(self) -> None:
+        self.counts: Counter[CodeType] = Counter()
 
     def __call__(self, frame: Any, event: str, argument: Any) -> Any:
         if not _is_ours(frame.f_code):
             return None
-        frame.f_trace_opcodes = self._instructions
+        frame.f_trace_opcodes = True
         return self._step
 
     def _step(self, frame: Any, event: str, argument: Any) -> Any:
-        counted = self.counts.get(event)
-        if counted is not None:
-            counted[frame.f_code] += 1
+        if event == "opcode":
+            self.counts[frame.f_code] += 1
         return self._step
 
 
@@ -201,20 +199,17 @@ def _count(gateway: Gateway, work: Work, clients: list[Any]) -> tuple[Counter[st
     return sums, functions
 
 
-def _trace(
-    gateway: Gateway, work: Work, clients: list[Any], instructions: bool
-) -> dict[str, Counter[str]]:
-    """Return lines and instructions of one round, by function."""
-    steps = {reactor: _Steps(instructions) for reactor in gateway.reactors}
+def _trace(gateway: Gateway, work: Work, clients: list[Any]) -> Counter[str]:
+    """Return the instructions of one round, by function."""
+    counters = {reactor: _Instructions() for reactor in gateway.reactors}
     for reactor in gateway.reactors:
-        reactor.trace = steps[reactor]
+        reactor.trace = counters[reactor]
     work.run(gateway, clients)
-    result: dict[str, Counter[str]] = {"line": Counter(), "opcode": Counter()}
+    result: Counter[str] = Counter()
     for reactor in gateway.reactors:
         reactor.trace = None
-        for kind, counts in steps[reactor].counts.items():
-            for code, count in counts.items():
-                result[kind][f"{reactor.name}: {_name(code)}"] += count
+        for code, count in counters[reactor].counts.items():
+            result[f"{reactor.name}: {_name(code)}"] += count
     return result
 
 
@@ -240,13 +235,12 @@ def _held(gateway: Gateway, work: Work, clients: list[Any]) -> int:
     return during[0] - before
 
 
-def measure(instructions: bool = False) -> Table:
+def measure() -> Table:
     """Count everything. To be called in a process of its own: caches are as they were at start."""
     gc.disable()
     figures: dict[str, Row] = defaultdict(dict)
     functions: dict[str, Row] = defaultdict(dict)
-    lines: dict[str, Row] = defaultdict(dict)
-    opcodes: dict[str, Row] = defaultdict(dict)
+    instructions: dict[str, Row] = defaultdict(dict)
     with tempfile.TemporaryDirectory() as directory:
         gateway = Gateway(Path(directory))
         for name, work in WORKS.items():
@@ -256,23 +250,18 @@ def measure(instructions: bool = False) -> Table:
             rounds = [_count(gateway, work, clients) for _ in range(_ROUNDS)]
             sums, calls = min(rounds, key=lambda counted: counted[0].total())
             rounds.clear()
-            steps = _trace(gateway, work, clients, instructions)
-            for layer in ("outer", "inner"):
-                sums[f"{layer}: lines"] = _of(layer, steps["line"])
-                if instructions:
-                    sums[f"{layer}: {_NOT_RECORDED}"] = _of(layer, steps["opcode"])
+            steps = _trace(gateway, work, clients)
+            for reactor in gateway.reactors:
+                sums[f"{reactor.name}: instructions"] = sum(
+                    count for row, count in steps.items() if row.startswith(reactor.name)
+                )
             garbage = [_garbage(gateway, work, clients) for _ in range(_ROUNDS)]
             for figure, counted in zip(_GARBAGE, zip(*garbage, strict=True), strict=True):
                 sums[f"both: {figure}"] = max(min(counted), 0)
             if type(work) is Work and work.unit == "request":
                 held = _held(gateway, work, clients) / work.clients
                 figures["both: objects held by a request under way"][name] = held
-            for rows, counts in (
-                (figures, sums),
-                (functions, calls),
-                (lines, steps["line"]),
-                (opcodes, steps["opcode"]),
-            ):
+            for rows, counts in ((figures, sums), (functions, calls), (instructions, steps)):
                 # Timers come now and then: a second digit of a function's would be never the same.
                 digits = 2 if rows is figures else 1
                 for row, count in counts.items():
@@ -280,22 +269,18 @@ def measure(instructions: bool = False) -> Table:
             for client in clients:
                 client.close()
             gateway.rest()
-    for rows in (functions, lines, opcodes):
+    for rows in (functions, instructions):
         for row in [row for row, counts in rows.items() if not any(counts.values())]:
             del rows[row]
-    return Table(figures, functions, lines, opcodes)
-
-
-def _of(layer: str, counts: Counter[str]) -> int:
-    return sum(count for name, count in counts.items() if name.startswith(layer))
+    return Table(figures, functions, instructions)
 
 
 # ------------------------------------------------------------------ comparing
 
 
-def _slack(figure: str, recorded: float) -> float:
-    if figure.endswith("lines"):
-        return _SLACK + recorded * _LINES_SLACK
+def _slack(figure: str) -> float:
+    if figure.endswith("instructions"):
+        return _INSTRUCTIONS_SLACK
     if figure.endswith("calls within libraries"):
         return _LIBRARIES_SLACK
     if figure.endswith(_LEAKED):
@@ -311,14 +296,16 @@ def compare(recorded: Table, measured: Table) -> list[str]:
     lines = []
     for figure, row in sorted(measured.figures.items()):
         for work, now in row.items():
+            if figure.endswith("instructions") and recorded.python != measured.python:
+                continue
             before = recorded.figures.get(figure, {}).get(work, 0.0)
-            if now <= before + _slack(figure, before):
+            if now <= before + _slack(figure):
                 continue
             unit = WORKS[work].unit
             lines.append(f"{work}: {figure}: {before:g} recorded, now {now:g} for each {unit}")
             layer = figure.partition(":")[0]
-            if figure.endswith("lines"):
-                lines += _grown(recorded.lines, measured.lines, layer, work)
+            if figure.endswith("instructions"):
+                lines += _grown(recorded.instructions, measured.instructions, layer, work)
             elif "calls" in figure:
                 lines += _grown(recorded.functions, measured.functions, layer, work)
     return lines
@@ -387,11 +374,11 @@ def _by_function(table: Table, layer: str) -> tuple[_Rows, _Rows]:
 
 
 def main(option: str = "") -> int:
+    table = measure()
     if option == "--compare":
-        grown = compare(Table.load(), measure())
+        grown = compare(Table.load(), table)
         print("\n".join(grown))
         return bool(grown)
-    table = measure(instructions=True)
     print("\n".join(_lines(table)))
     if option == "--record":
         table.save()
