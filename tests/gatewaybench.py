@@ -264,6 +264,8 @@ class Client:
 class Log:
     """An access log that keeps its entries."""
 
+    wanted = True
+
     def __init__(self):
         self.entries = []
 

@@ -234,7 +234,7 @@ def test_connection_is_described():
     assert (connection.peer_address, connection.peer_port) == ("192.0.2.7", 40000)
     assert connection.local_port == 3000
     assert connection.secure is False
-    assert connection.affinity is None
+    assert connection.notes is None
     server.feed(GET)
     exchange = server.exchange
     assert exchange.connection is connection

@@ -1646,3 +1646,28 @@ def test_a_revoked_inner_layer_serves_no_longer(bench, inner, client):
     client.take()
     assert client.get().status == 502
     assert len(inner.streams) == 1
+
+
+def test_what_is_known_of_a_connection_holds_for_its_host_and_these_targets_only():
+    bench = Bench()
+    inner = bench.inner()
+    client = bench.client()
+    for host, path in (("a.example", "/1"), ("a.example", "/2"), ("kept.example", "/3")):
+        client.get(path, host)
+        assert dict(inner.last.headers)[b"X-Forwarded-Host"] == host.encode()
+        assert inner.last.head.target == path.encode()
+        inner.last.answer()
+        bench.run()
+    bench.gateway.use(
+        parse_targets(
+            "targets: {kept.example: {hostname: other.internal, protocol: http, port: 9}}", "t.yaml"
+        )
+    )
+    client.take()
+    client.get("/", "kept.example")
+    assert inner.last.to.hostname == "other.internal"
+    inner.last.answer()
+    bench.run()
+    client.take()
+    client.get("/", "a.example")
+    assert client.status == 404

@@ -21,7 +21,7 @@ class Connection(Protocol):
     """A client's connection."""
 
     #: Free for the application.
-    affinity: object | None
+    notes: object | None
 
     @property
     def peer_address(self) -> str:

@@ -121,7 +121,7 @@ class H2ClientConnection(Protocol):
     ) -> None:
         """``later`` calls something in the reactor's next turn."""
         #: Free for the application.
-        self.affinity: object | None = None
+        self.notes: object | None = None
         #: Whether the client speaks TLS with us.
         self.secure = False
         self.seconds = seconds

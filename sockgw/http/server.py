@@ -77,7 +77,7 @@ class ClientConnection(Protocol):
         wall_clock: Callable[[], float],
     ) -> None:
         #: Free for the application.
-        self.affinity: object | None = None
+        self.notes: object | None = None
         #: The client's socket is full.
         self.congested = False
         #: The clock for durations, in seconds.

@@ -79,6 +79,11 @@ class AccessLog:
         elif self._path:
             self._use(_open(self._path))
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody reads what is recorded."""
+        return self._fd >= 0
+
     def record(self, entry: Entry) -> None:
         """Remember a request; its line follows within a moment."""
         if self._fd < 0:

@@ -30,6 +30,7 @@ from sockgw.outer.dispatch import Dispatcher
 from sockgw.outer.https import Https
 from sockgw.outer.journal import Journal
 from sockgw.outer.metrics import Metrics
+from sockgw.outer.pathrouting import Paths
 from sockgw.outer.paths import PathRefused, resolve
 from sockgw.outer.policy import forbidden_reason
 from sockgw.outer.proxyheader import proxy_header
@@ -79,6 +80,24 @@ _Service = tuple[tuple[str, str, int] | None, Prefixes | None]
 _NO_HEAD = RequestHead(b"-", b"-", [])  # of a request that is none
 
 
+class _Acquaintance:
+    """What is known of a client's connection from the request before.
+
+    The next one hardly ever names another host, and then nothing of this changes; unless the peer
+    is a trusted proxy, whose connections carry requests of many clients.
+    """
+
+    __slots__ = ("affinity", "fields", "found", "host", "targets", "view")
+
+    def __init__(self) -> None:
+        self.affinity: Affinity = {}
+        self.targets: Targets | None = None  # those in which the host was looked up; None: none was
+        self.host = b""
+        self.found: Target | Paths | None = None
+        self.view: ClientView
+        self.fields: Headers = []  #: what the origin is told of the client
+
+
 def _legible(head: RequestHead) -> RequestHead:
     """Return the head; without its fields where one has a name too long to be looked at."""
     try:
@@ -115,7 +134,7 @@ class Gateway:
         self._targets = Targets()
         self._service_rewriters: dict[_Service, Rewriter] = {}
         # Unique in this process and, by its random part, among all others.
-        self._id_prefix = os.urandom(6).hex()
+        self._id_prefix = os.urandom(6).hex().encode("ascii")
         self._ids = count(1)
         self._connections: Crowd[Connection] = Crowd()
         self._succeeded = 0  # of them, those whose place another one is about to take
@@ -206,21 +225,15 @@ class Gateway:
             self.finished(relay, "client left")
 
     def request(self, exchange: ClientExchange) -> RequestHandler:
-        connection = exchange.connection
         head = exchange.head
-        view = self._forwarding.client_of(
-            connection.peer_address,
-            connection.secure,
-            connection.local_port,
-            exchange.host,
-            head.headers,
-        )
-        request_id = view.request_id or b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+        known = self._recognized(exchange)
+        view = known.view
+        request_id = view.request_id or b"%s%08x" % (self._id_prefix, next(self._ids))
         if self._challenges is not None and head.target.startswith(PREFIX):
-            known = self._challenges.find(head.target)
-            if known is not None and head.method in (b"GET", b"HEAD"):
-                return self._plain(exchange, view, request_id, 200, known)
-        found = self._targets.match(view.host.decode("latin-1"))
+            token = self._challenges.find(head.target)
+            if token is not None and head.method in (b"GET", b"HEAD"):
+                return self._plain(exchange, view, request_id, 200, token)
+        found = known.found
         if found is None:
             return self._without_target(exchange, view, request_id)
         name = found.name
@@ -253,17 +266,13 @@ class Gateway:
                 reason = forbidden_reason(method, target.protocol, host, target.port, path)
                 refusal = Refusal(403, reason, "http_request_denied")
                 return self._refuse(exchange, refusal, view, request_id, name)
-        affinity: Affinity = connection.affinity  # type: ignore[assignment]
-        if affinity is None:
-            affinity = {}
-            connection.affinity = affinity
         route = self._routes[name]
         try:
-            headers = self._request_headers(head.headers, route, view, request_id)
+            headers = self._request_headers(head.headers, route, known, request_id)
         except ValueError:
             return self._refuse(exchange, BAD_HEAD, view, request_id, name)
         head = RequestHead(head.method, request_target, headers, head.upgrade)
-        relay = Relay(self, exchange, head, route, view, affinity, request_id)
+        relay = Relay(self, exchange, head, route, view, known.affinity, request_id)
         self._deadlines.watch(relay)
         self.dispatcher.dispatch(relay)
         return relay
@@ -293,7 +302,7 @@ class Gateway:
             trusted=False,
             peer=peer,
         )
-        request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+        request_id = b"%s%08x" % (self._id_prefix, next(self._ids))
         if target.clients is not None and not target.clients.contains(peer):
             return self._refuse(exchange, _NO_CLIENT, view, request_id, target.name)
         head = RequestHead(b"CONNECT", b"", [])
@@ -316,7 +325,7 @@ class Gateway:
             )
             self.https.mark(reply.headers, relay.view.proto)
             return reply, body
-        request_id = f"{self._id_prefix}{next(self._ids):08x}"
+        request_id = f"{self._id_prefix.decode()}{next(self._ids):08x}"
         head = _NO_HEAD if head is None else _legible(head)
         reply, body = answer(refusal, head.headers, request_id)
         self.https.mark(reply.headers, b"https" if connection.secure else b"http")
@@ -407,16 +416,39 @@ class Gateway:
 
     # ------------------------------------------------------------------ inside
 
+    def _recognized(self, exchange: ClientExchange) -> _Acquaintance:
+        """Return what is known of who sends a request, with its target."""
+        connection = exchange.connection
+        host = exchange.host
+        known: _Acquaintance | None = connection.notes  # type: ignore[assignment]
+        if known is None:
+            connection.notes = known = _Acquaintance()
+        elif known.targets is self._targets and known.host == host:
+            return known
+        known.view = view = self._forwarding.client_of(
+            connection.peer_address,
+            connection.secure,
+            connection.local_port,
+            host,
+            exchange.head.headers,
+        )
+        known.found = self._targets.match(view.host.decode("latin-1"))
+        known.fields = self._forwarding.headers_for(view)
+        known.host = host
+        known.targets = None if view.trusted else self._targets
+        return known
+
     def _request_headers(
-        self, headers: Headers, route: Route, view: ClientView, request_id: bytes
+        self, headers: Headers, route: Route, known: _Acquaintance, request_id: bytes
     ) -> Headers:
         target = route.target
+        view = known.view
         result = self._passed(headers, target, view.trusted)
         if target.preserve_host and view.host:
             result.append((b"Host", view.host))
         if route.forwarded_prefix:
             result = with_prefix(result, route.forwarded_prefix)
-        result += self._forwarding.headers_for(view)
+        result += known.fields
         result.append((b"X-Request-ID", request_id))
         return result
 

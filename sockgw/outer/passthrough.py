@@ -148,7 +148,7 @@ class _Sorter(Protocol):
     """A connection of which nobody knows yet whose it is."""
 
     # As a connection of the gateway's, which has no request.
-    affinity: object | None = None
+    notes: object | None = None
     secure = True
     busy = False
     protocol = "TLS"

@@ -95,7 +95,7 @@ class RawClient(Protocol):
         name = name or target.name.encode("latin-1", "replace")
         self.head = RequestHead(b"CONNECT", name, [])
         self.protocol = target.protocol.upper()
-        self.affinity: object | None = None
+        self.notes: object | None = None
         self.congested = False
         self.complete = False  # the client's FIN has come
         self.started = seconds()

@@ -71,7 +71,7 @@ class UDPClient:
         self._waiting: Waiting | None = None  # while the stream takes no more
         self._over = False
         self.head = RequestHead(b"CONNECT", listener.target.name.encode("latin-1", "replace"), [])
-        self.affinity: object | None = None
+        self.notes: object | None = None
         self.complete = False
         self.started = started
         self.bytes_received = 0
