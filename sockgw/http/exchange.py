@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sockgw.http.application import NOBODY, RequestHandler
 from sockgw.http.framing import CHUNKED
-from sockgw.http.headers import end_to_end, lower, serialize
+from sockgw.http.headers import end_to_end, lower, lowered, serialize
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Exchange:
         lengths: list[bytes] = []
         dated = False
         for field in head.headers:
-            key = lower(field[0])
+            key = lowered[field[0]]
             if key in _LOOKED_AT:
                 if key == b"content-length":
                     lengths.append(field[1])

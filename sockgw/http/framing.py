@@ -8,7 +8,7 @@ cannot do, is refused here, so that nobody behind us can read a request in anoth
 import re
 from functools import lru_cache
 
-from sockgw.http.headers import lower
+from sockgw.http.headers import lower, lowered
 from sockgw.protocol.heads import Headers
 
 __all__ = [
@@ -97,7 +97,7 @@ def examine(
     expects_continue = False
     for name, value in headers:
         try:
-            key = lower(name)
+            key = lowered[name]
         except ValueError:  # llhttp has seen to the characters
             raise HttpError(431, "a header field's name is too long") from None
         if key not in _WATCHED:

@@ -34,10 +34,13 @@ class _Front(ClientConnection):
     _other: H2ClientConnection | None = None
 
     def dataReceived(self, data: bytes) -> None:
-        if self._other is not None:
-            self._other.dataReceived(data)
+        if not self._fresh:
+            if self._other is None:
+                super().dataReceived(data)
+            else:
+                self._other.dataReceived(data)
             return
-        if self._fresh and not self.deaf:
+        if not self.deaf:
             data = self._first + data
             if not self.secure and len(data) < len(PREFACE) and PREFACE.startswith(data):
                 self._first = data

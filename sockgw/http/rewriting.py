@@ -16,10 +16,11 @@ has no public form and stays, too.
 import re
 from dataclasses import dataclass
 
+from sockgw.http.headers import lowered
 from sockgw.http.networks import canonical
 from sockgw.protocol.heads import Headers
 
-__all__ = ["Prefixes", "Rewriter"]
+__all__ = ["Prefixes", "Rewriter", "concerns"]
 
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
@@ -27,6 +28,16 @@ _CSPS = frozenset((b"content-security-policy", b"content-security-policy-report-
 _REFERENCES = frozenset((b"location", b"content-location"))
 _REWRITTEN = _REFERENCES | {b"refresh", b"link", b"set-cookie"}
 _REWRITTEN_OR_REMOVED = _REWRITTEN | _CSPS
+
+
+def concerns(headers: Headers, remove_csps: bool) -> bool:
+    """Whether there is any field that :meth:`Rewriter.rewrite` looks at.
+
+    Raises ValueError for a bad name.
+    """
+    wanted = _REWRITTEN_OR_REMOVED if remove_csps else _REWRITTEN
+    return not wanted.isdisjoint([lowered[name] for name, _ in headers])
+
 
 # What may be written in place of the target's authority. The public one was chosen by the client.
 _AUTHORITY = re.compile(rb"([A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -150,10 +161,8 @@ class Rewriter:
         with signs that no host has) paths alone are rewritten. ``remove_csps`` takes the content
         security policies away, which may name the target in ways that no rewriting finds.
         """
-        wanted = _REWRITTEN_OR_REMOVED if remove_csps else _REWRITTEN
-        for name, _ in headers:
-            if name.lower() in wanted:
-                return self._rewrite(headers, public_scheme, public_host, remove_csps)
+        if concerns(headers, remove_csps):
+            return self._rewrite(headers, public_scheme, public_host, remove_csps)
         return headers
 
     def _rewrite(self, headers: Headers, scheme: bytes, authority: bytes, csps: bool) -> Headers:

@@ -301,6 +301,16 @@ class ClientConnection(Protocol):
             or self._held
             or (active is not None and active._paused and (active is receiving or self.switched))
         )
+        if (
+            active is not None
+            and active is not receiving
+            and reading is self._reading
+            and not (self.congested or self._half_closed)
+        ):
+            # What nearly every request comes to: it waits for nothing but its answer.
+            self._awaited = Awaited.NOTHING
+            self.deadline = None
+            return
         if reading is not self._reading and not self._half_closed:
             # After a FIN the socket would be reported as readable for ever.
             self._reading = reading
@@ -411,56 +421,54 @@ class ClientConnection(Protocol):
             return  # from within one of the calls below: the loop goes on there
         self._pumping = True
         try:
-            while self._step():
-                pass
+            self._advance()
         except Exception:  # noqa: BLE001 - whatever it was, it ends this connection only
             self._application_failed()
         finally:
             self._pumping = False
         self.settle()
 
-    def _step(self) -> bool:
-        """Do one thing; return whether there may be more to do."""
-        exchange = self._active
-        if exchange is None:
-            if self._farewell is not None or self.congested:
-                # Who does not read his answers gets no further ones, or they would pile up.
-                return False
-            if self._waiting:
-                self._active = exchange = self._waiting.popleft()
-                self._awaited = Awaited.NOTHING
-                handler = self._application.request(exchange)
-                if not exchange._over:
-                    exchange._handler = handler
-                return True
-            if not self._held:
-                self._end_of_requests()
-                return False
-        if self._held and not self._waiting and self._undecided is None:
-            held, self._held = self._held, b""
-            if self.switched is not None:
-                self.switched.received(held[self._held_start :])
+    def _advance(self) -> None:
+        """Do one thing after the other; each may have changed everything."""
+        while True:
+            exchange = self._active
+            if exchange is None:
+                if self._farewell is not None or self.congested:
+                    # Who does not read his answers gets no further ones, or they would pile up.
+                    return
+                if self._waiting:
+                    self._active = exchange = self._waiting.popleft()
+                    self._awaited = Awaited.NOTHING
+                    handler = self._application.request(exchange)
+                    if not exchange._over:
+                        exchange._handler = handler
+                    continue
+                if not self._held:
+                    self._end_of_requests()
+                    return
+            if self._held and not self._waiting and self._undecided is None:
+                held, self._held = self._held, b""
+                if self.switched is not None:
+                    self.switched.received(held[self._held_start :])
+                else:
+                    self._read(held, self._held_start)
+                continue
+            if exchange is None or exchange._over:
+                return
+            pieces = exchange.pieces
+            if pieces:
+                if exchange._paused:
+                    return
+                exchange.pieces = []
+                # As one piece: a body of single bytes should not cost a frame each.
+                exchange._handler.body_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            elif exchange.complete and not exchange._end_told:
+                exchange._end_told = True
+                exchange._handler.body_ended(exchange.trailers)
+                if self.switched is not None:
+                    self.switched.ended()
             else:
-                self._read(held, self._held_start)
-            return True
-        if exchange is None or exchange._over:
-            return False
-        handler = exchange._handler
-        pieces = exchange.pieces
-        if pieces:
-            if exchange._paused:
-                return False
-            exchange.pieces = []
-            # As one piece: a body of single bytes should not cost a frame each.
-            handler.body_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            return True
-        if exchange.complete and not exchange._end_told:
-            exchange._end_told = True
-            handler.body_ended(exchange.trailers)
-            if self.switched is not None:
-                self.switched.ended()
-            return True
-        return False
+                return
 
     def _end_of_requests(self) -> None:
         """All requests that came have their responses: refuse what came then, or leave."""

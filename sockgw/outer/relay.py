@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from sockgw.http.application import ClientExchange
 from sockgw.http.forwarded import ClientView
 from sockgw.http.headers import FieldFilter, end_to_end, upgrades_to
-from sockgw.http.rewriting import Rewriter
+from sockgw.http.rewriting import Rewriter, concerns
 from sockgw.outer.https import Https
 from sockgw.outer.kept import KeptBody
 from sockgw.outer.refusals import Refusal, for_reset
@@ -451,11 +451,14 @@ class Relay:
 
     def _rewritten(self, head: ResponseHead, headers: Headers) -> Headers:
         """Return the fields of an answer as the client should see them."""
-        rewriter = self._gateway.rewriter(self.route, head.origin)
+        gateway = self._gateway
+        if not concerns(headers, gateway.remove_csps):
+            return headers
+        rewriter = gateway.rewriter(self.route, head.origin)
         if rewriter is None:
             return headers
         view = self.view
-        return rewriter.rewrite(headers, view.proto, view.authority(), self._gateway.remove_csps)
+        return rewriter.rewrite(headers, view.proto, view.authority(), gateway.remove_csps)
 
     def _fail(self, code: StreamCode, detail: str) -> None:
         """End both sides by our own decision."""
