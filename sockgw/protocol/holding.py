@@ -52,11 +52,13 @@ class Holding:
     def over(self, stream: Stream, lingers: bool) -> None:
         """A stream is over; ``lingers``: what is held of it will still be taken."""
         window = stream.receiving
-        self.promise(-window.promised)
-        if lingers and window.held:
-            self.lingering.add(stream)
-        else:
-            self.took(-window.held - window.surcharge)
+        if window.promised:
+            self.promise(-window.promised)
+        if window.held or window.surcharge:
+            if lingers and window.held:
+                self.lingering.add(stream)
+            else:
+                self.took(-window.held - window.surcharge)
 
     def taken_late(self, stream: Stream, count: int) -> None:
         """So many bytes of a stream that lingers have been taken."""

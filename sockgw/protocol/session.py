@@ -81,6 +81,11 @@ SPARE_IDS = 2_000_000
 # us answer so much, and does not take the answers, is cut off.
 MAX_CONTROL = 1_048_576
 
+# The frames that every request has, as numbers: looking into FrameType costs more than comparing.
+_OPEN = int(FrameType.OPEN)
+_HEAD = int(FrameType.HEAD)
+_DATA = int(FrameType.DATA)
+
 # A peer may send so many more frames that carry nothing than frames that carry something go either
 # way. Generous: an honest one sends about one CREDIT for two DATA and one ACK for 64 frames.
 FLOOD_BUDGET = 10_000
@@ -444,6 +449,7 @@ class Session:
 
     def receive(self, message: bytes) -> None:
         """Take a message of the carrier. Raises TunnelError, after which the tunnel must end."""
+        streams = self.streams
         for kind, flags, number, payload in decode(message):
             if self._ended:
                 return
@@ -451,9 +457,14 @@ class Session:
                 self._receive_control(kind, payload)
                 continue
             self.received += 1
-            stream = self.streams.get(number)
+            stream = streams.get(number)
             try:
-                self._receive_frame(stream, kind, flags, number, payload)
+                if kind == _DATA and stream is not None and payload:
+                    if self._budget < FLOOD_BUDGET:
+                        self._budget += FLOOD_WORTH
+                    stream.receive_data(payload, flags & FIN != 0)
+                else:
+                    self._receive_frame(stream, kind, flags, number, payload)
             except StreamError as error:
                 self._break(error)
             except ProtocolError:
@@ -474,17 +485,17 @@ class Session:
     def _receive_frame(
         self, stream: Stream | None, kind: int, flags: int, number: int, payload: bytes
     ) -> None:
-        if kind == FrameType.OPEN:
+        if kind == _OPEN:
             self._receive_open(flags, number, payload)
         elif stream is None:
             self._receive_stray(kind, number)
-        elif kind == FrameType.DATA:
+        elif kind == _DATA:
             if payload or flags & FIN:
                 self._earn()
             else:
                 self._spend()
             stream.receive_data(payload, bool(flags & FIN))
-        elif kind == FrameType.HEAD:
+        elif kind == _HEAD:
             if self._opens or flags & FIN:
                 self._spend()
                 stream.receive_head(payload, bool(flags & FIN))

@@ -60,22 +60,6 @@ class Phase(Enum):
     ENDED = auto()
 
 
-class _Seen(Enum):
-    """What a HEAD frame turned out to be."""
-
-    INTERIM = auto()
-    RESPONSE = auto()
-    TRAILERS = auto()
-
-
-# What may follow what; all else is the peer's error.
-_NEXT = {
-    (Phase.HEAD, _Seen.INTERIM): Phase.HEAD,
-    (Phase.HEAD, _Seen.RESPONSE): Phase.BODY,
-    (Phase.BODY, _Seen.TRAILERS): Phase.ENDED,
-}
-
-
 class StreamHandler(Protocol):
     """What a stream tells its user. Nothing is called after ``reset`` or after both ends.
 
@@ -255,10 +239,11 @@ class Stream:
                 self._link.taken_late(self, count)
             return
         receive = self._receive
+        freed = count
         if receive.surcharge and count >= receive.held:
-            self._link.holding.took(-receive.surcharge)
+            freed += receive.surcharge
             receive.surcharge = 0
-        self._link.holding.took(-count)
+        self._link.holding.took(-freed)
         if self._incoming is Phase.ENDED:
             receive.held -= count
             return
@@ -349,21 +334,23 @@ class Stream:
             head = decode_head(payload)
         except ValueError as error:
             raise StreamError(self.id, StreamCode.PROTOCOL_ERROR, f"HEAD: {error}") from error
-        if isinstance(head, list):
-            seen = _Seen.TRAILERS
-        else:
-            seen = _Seen.INTERIM if head.interim else _Seen.RESPONSE
-        following = _NEXT.get((self._incoming, seen))
         # An interim head never ends a direction, trailers always do.
-        if following is None or end is {_Seen.INTERIM: True, _Seen.TRAILERS: False}.get(seen):
-            raise StreamError(self.id, StreamCode.PROTOCOL_ERROR, f"{seen.name} out of order")
         if isinstance(head, list):
+            if self._incoming is not Phase.BODY or not end:
+                raise self._out_of_order("TRAILERS")
             self._received_everything(head)
             return
-        self._incoming = following
+        interim = head.interim
+        if self._incoming is not Phase.HEAD or (interim and end):
+            raise self._out_of_order("INTERIM" if interim else "RESPONSE")
+        if not interim:
+            self._incoming = Phase.BODY
         self.handler.head_received(head)
         if end and not self.closed:
             self._received_everything([])
+
+    def _out_of_order(self, what: str) -> StreamError:
+        return StreamError(self.id, StreamCode.PROTOCOL_ERROR, f"{what} out of order")
 
     def receive_credit(self, count: int) -> None:
         """CREDIT has come. Raises TunnelError."""
