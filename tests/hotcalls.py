@@ -242,8 +242,13 @@ def measure() -> Table:
     functions: dict[str, Row] = defaultdict(dict)
     instructions: dict[str, Row] = defaultdict(dict)
     with tempfile.TemporaryDirectory() as directory:
-        gateway = Gateway(Path(directory))
+        gateways = {}
+        for secure in (False, True):
+            place = Path(directory, str(secure))
+            place.mkdir()
+            gateways[secure] = Gateway(place, secure)
         for name, work in WORKS.items():
+            gateway = gateways[work.secure]
             clients = work.begin(gateway)
             for _ in range(3):  # fills caches, grows windows
                 work.run(gateway, clients)

@@ -2,8 +2,8 @@
 
 Both layers are there as their services put them together, without sockets: a client's bytes, HTTP,
 the gateway, a tunnel on a WebSocket, the forwarder, the pool of connections, an origin, and all of
-the way back; with the access log written to a file, metrics counted and policies judged. Without
-TLS, whose work is OpenSSL's.
+the way back; with the access log written to a file, metrics counted and policies judged. With TLS
+on the carrier, or without it, as the work says.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from inner_certificates import Authority
 from memorynet import End, Network, Reactor
 
 from sockgw.config import load
@@ -23,7 +24,7 @@ from sockgw.outer.service import OuterService
 __all__ = ["WORKS", "Gateway", "Work"]
 
 _APP, _SOCKET, _ORIGIN = 3000, 3001, 8080  # ports
-_TURN = 0.000_1  # seconds
+_TURN = 0.000_03  # seconds
 _TARGETS = f"""
 targets:
   open.example: {{hostname: 127.0.0.1, protocol: http, port: {_ORIGIN}}}
@@ -96,9 +97,12 @@ class Origin:
 
 
 class Gateway:
-    """Both layers, a tunnel between them, an origin behind and clients in front."""
+    """Both layers, a tunnel between them, an origin behind and clients in front.
 
-    def __init__(self, directory: Path) -> None:
+    The files that they need are written to ``directory``. ``secure``: the carrier has TLS.
+    """
+
+    def __init__(self, directory: Path, secure: bool = False) -> None:
         key, certificate, targets = directory / "key", directory / "certificate", directory / "t"
         generate(key, certificate, common_name="office")
         targets.write_text(_TARGETS)
@@ -108,9 +112,16 @@ class Gateway:
         self.outer = Reactor(network, "outer")
         self.inner = Reactor(network, "inner")
         self.reactors = (self.outer, self.inner)
+        listening = f"{_SOCKET}:interface=127.0.0.1"
+        trust = []
+        if secure:
+            authority = Authority(directory, "authority")
+            files = authority.issue("server", ["127.0.0.1"])
+            listening += ":certKey={}:privateKey={}".format(*files)
+            trust = [authority.file]
         settings = {
             "app-port": [f"tcp:{_APP}:interface=127.0.0.1"],
-            "socket-port": [f"tcp:{_SOCKET}:interface=127.0.0.1"],
+            "socket-port": [f"{'tls' if secure else 'tcp'}:{listening}"],
             "public-key": [str(certificate)],
             "targets": [str(targets)],
             "access-log": [str(directory / "access.log")],
@@ -119,7 +130,8 @@ class Gateway:
         self._outer_service.privilegedStartService()
         settings = {
             "private-key": [str(key)],
-            "outer-layer": [f"ws://127.0.0.1:{_SOCKET}"],
+            "outer-layer": [f"{'wss' if secure else 'ws'}://127.0.0.1:{_SOCKET}"],
+            "outer-layer-ca": trust,
             "allow": [f"127.0.0.1:{_ORIGIN}"],
         }
         self._inner_service = InnerService(load(InnerConfig, settings, {}), self.inner)
@@ -224,13 +236,15 @@ class Work:
         times: int = 1,
         size: int = 12,
         units: int = 1,
+        secure: bool = False,
     ) -> None:
-        """``size`` is that of the answer's body in bytes."""
+        """``size`` is that of the answer's body in bytes; ``secure``: the carrier has TLS."""
         self.unit = unit
         self.request = request
         self.clients = clients
         self.times = times
         self.size = size
+        self.secure = secure
         #: How many units there are in all.
         self.count = times * clients * units
 
@@ -312,6 +326,16 @@ WORKS: dict[str, Work] = {
     "a POST of 16 KiB": Work("request", _post(16_384), times=_TIMES),
     "a GET on a new connection": Connections(
         "request", _get("open.example", "/", "Connection: close"), times=_TIMES
+    ),
+    "a GET alone, TLS on the carrier": Work(
+        "request", _get("open.example", "/"), times=_TIMES, secure=True
+    ),
+    "a download, TLS on the carrier": Work(
+        "64 KiB",
+        _get("open.example", f"/file?size={_TRANSFER}"),
+        size=_TRANSFER,
+        units=_PIECES,
+        secure=True,
     ),
     "a download": Work(
         "64 KiB",

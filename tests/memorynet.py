@@ -1,8 +1,9 @@
 """Reactors in memory: the turns of Twisted's and its transports, without sockets and repeatable.
 
-A turn is what Twisted's reactors make of one: first the calls that were due when it began, then
-each connection, which reads once (64 KiB at most) and writes what it has (128 KiB at most). What
-is called later within a turn runs in the next one. Time passes between turns, and only as told.
+A turn is what Twisted's reactors, and ours, make of one: first the calls that were due when it
+began; then each connection writes what it has (128 KiB at most); then each reads once (64 KiB at
+most). What is called later within a turn runs in the next one. Time passes between turns, and only
+as told.
 
 Each reactor stands for a process, so that what happens in its turns can be counted by itself.
 """
@@ -57,22 +58,16 @@ class End:
         self._producer: Any = None
         self._paused = False
 
-    def work(self) -> None:
-        """What select(2) finds here in one turn."""
-        if self._reading and self.arrived:
-            data = bytes(self.arrived[:_READ])
-            del self.arrived[:_READ]
-            self.protocol.dataReceived(data)
-        elif self._reading and self.fin:
-            self.fin = False
-            half = None if self.disconnecting else IHalfCloseableProtocol(self.protocol, None)
-            if half is None:
-                self._over()
-            else:
-                self._reading = False
-                half.readConnectionLost()
+    def flush(self) -> None:
+        """Send what was written, and end what was to be ended after it."""
         if self._buffer:
-            self._flush()
+            count = min(_SEND, _SYSTEM - len(self.peer.arrived))
+            self.peer.arrived += self._buffer[:count]
+            del self._buffer[:count]
+            if not self._buffer and self._paused:
+                self._paused = False
+                if self._producer is not None:
+                    self._producer.resumeProducing()
         if self._ending and not self._buffer:
             self._ending = False
             self.peer.fin = True
@@ -82,14 +77,22 @@ class End:
         if self.disconnecting and not self._buffer:
             self._over()
 
-    def _flush(self) -> None:
-        count = min(_SEND, _SYSTEM - len(self.peer.arrived))
-        self.peer.arrived += self._buffer[:count]
-        del self._buffer[:count]
-        if not self._buffer and self._paused:
-            self._paused = False
-            if self._producer is not None:
-                self._producer.resumeProducing()
+    def read(self) -> None:
+        """Hand on what has arrived, once."""
+        if not self._reading or not self.open:
+            return
+        if self.arrived:
+            data = bytes(self.arrived[:_READ])
+            del self.arrived[:_READ]
+            self.protocol.dataReceived(data)
+        elif self.fin:
+            self.fin = False
+            half = None if self.disconnecting else IHalfCloseableProtocol(self.protocol, None)
+            if half is None:
+                self._over()
+            else:
+                self._reading = False
+                half.readConnectionLost()
 
     def _over(self) -> None:
         if self.open:
@@ -255,7 +258,9 @@ class Reactor(MemoryReactorClock):
             end.protocol.makeConnection(end)
             self.ends.append(end)
         for end in self.ends:
-            end.work()
+            end.flush()
+        for end in self.ends:
+            end.read()
         if self.profile is not None:
             sys.setprofile(None)
         if self.trace is not None:
