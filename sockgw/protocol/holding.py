@@ -68,6 +68,7 @@ class Holding:
             if not stream.receiving.held:
                 self.took(-stream.receiving.surcharge)
                 self.lingering.discard(stream)
+                stream.let_go()
 
     def slowest(self, streams: Iterable[Stream]) -> Stream:
         """Return the stream of which most is held: of these, or of those that linger."""

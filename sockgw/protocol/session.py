@@ -536,7 +536,9 @@ class Session:
             incoming=Phase.ENDED if complete else Phase.BODY,
         )
         self.streams[number] = stream
-        stream.handler = self._handler.opened(stream, head, to, complete)
+        handler = self._handler.opened(stream, head, to, complete)
+        if not stream.closed:
+            stream.handler = handler
 
     def _receive_stray(self, kind: int, number: int) -> None:
         """A frame of a stream that is over: on its way when we ended it. Others are errors."""
@@ -596,9 +598,10 @@ class Session:
         if not slowest.closed:
             self._break(StreamError(slowest.id, StreamCode.OVERLOADED, detail))
             return
+        handler = slowest.handler
         self.taken_late(slowest, slowest.receiving.held)
         try:
-            slowest.handler.reset(StreamCode.OVERLOADED, detail)
+            handler.reset(StreamCode.OVERLOADED, detail)
         except Exception:  # noqa: BLE001 - as above
             self._handler.handler_failed(slowest)
 

@@ -83,6 +83,28 @@ class StreamHandler(Protocol):
         """After ``congested`` was true: there is room again."""
 
 
+class _Nobody:
+    """Handles a stream of which nothing more can come."""
+
+    def head_received(self, head: ResponseHead) -> None:
+        pass
+
+    def data_received(self, data: bytes) -> None:
+        pass
+
+    def ended(self, trailers: Headers) -> None:
+        pass
+
+    def reset(self, code: StreamCode, detail: str) -> None:
+        pass
+
+    def drained(self) -> None:
+        pass
+
+
+_NOBODY: StreamHandler = _Nobody()
+
+
 class Books(Protocol):
     """Where a stream's memory is accounted for."""
 
@@ -141,8 +163,6 @@ class Stream:
         "scheduled",
     )
 
-    handler: StreamHandler
-
     def __init__(
         self, number: int, link: Link, receive: ReceiveWindow, *, outgoing: Phase, incoming: Phase
     ) -> None:
@@ -157,6 +177,7 @@ class Stream:
         self._end = False  # our direction ends behind what is queued
         self._trailers = b""  # the frame, if there are any
         self._congested = False
+        self.handler: StreamHandler = _NOBODY
         #: Bytes that wait to be sent.
         self.queued = 0
         #: Whether it waits for its turn; the mark of who gives the turns.
@@ -307,6 +328,7 @@ class Stream:
         if self._incoming is Phase.ENDED:
             self.complete = True
             self._close()
+            self.let_go()
 
     # ------------------------------------------------------------------ what the peer sends
 
@@ -370,6 +392,7 @@ class Stream:
         if not self.closed:
             self._close()
             self.handler.reset(code, detail)
+            self.let_go()
 
     def _received_everything(self, trailers: Headers) -> None:
         self._incoming = Phase.ENDED
@@ -377,6 +400,7 @@ class Stream:
             self.complete = True
             self._close()
         self.handler.ended(trailers)
+        self.let_go()
 
     @property
     def receiving(self) -> ReceiveWindow:
@@ -390,3 +414,9 @@ class Stream:
         self.queued = 0
         self._end = False
         self._link.forget(self)
+
+    def let_go(self) -> None:
+        """Forget the handler, if nothing more can come: it knows the stream, and the two would be a
+        cycle. Not before a call to it has returned; it is needed once more where that fails."""
+        if self.closed and not (self.complete and self._receive.held):
+            self.handler = _NOBODY
