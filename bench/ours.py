@@ -14,9 +14,9 @@ from pathlib import Path
 from bench.contestants import Address, Contestant, Programs, Room, Route, version_of
 from bench.origins import LARGE, POST, SMALL
 
-__all__ = ["VARIANTS", "Sockgw", "Variant"]
+__all__ = ["BIN", "VARIANTS", "Sockgw", "Variant"]
 
-_BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
+BIN = Path(sys.executable).parent  # not resolved: a virtual environment's python is a link
 _SCRAPE_INTERVAL = 1.0  # seconds
 
 _POLICIES = {
@@ -56,7 +56,7 @@ class Sockgw(Contestant):
         super().__init__(programs)
         self.variant = variant
         self.name = f"{variant.name}, {build[0]}" if build else variant.name
-        self.commands = build[1].absolute() if build else _BIN
+        self.commands = build[1].absolute() if build else BIN
         self.encrypts = variant.tls
         self.needs = ("openssl",) if variant.tls else ()
         self._admin_ports: dict[Room, int] = {}

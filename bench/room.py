@@ -156,6 +156,10 @@ class Room:
         log = self.processes[role].log
         self.wait_until(lambda: words in log.read_text("utf-8", "replace"), f"{role}: {words!r}")
 
+    def stop(self, role: str) -> None:
+        """End a process before the others."""
+        end([self.processes.pop(role)])
+
     def at_exit(self, callback: Callable[[], object]) -> None:
         """Have something called on leaving, before the processes are ended."""
         self._exits.callback(callback)

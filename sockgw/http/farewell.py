@@ -61,7 +61,7 @@ class Farewell:
         self._linger_timeout = linger_timeout
         self._registered = registered
         self._stage = _Stage.FLUSHING
-        self.deadline: float | None = deadlines.after(idle_timeout)
+        self.deadline: float | None = deadlines.after(idle_timeout, self)
         deadlines.watch(self)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Farewell:
         if self._stage in (_Stage.FLUSHING, _Stage.LINGERING):
             self._stage = _Stage.CLOSING
             self._unregister()
-            self.deadline = self._deadlines.after(self._idle_timeout)
+            self.deadline = self._deadlines.after(self._idle_timeout, self)
             self._transport.loseConnection()
 
     def linger(self, congested: bool) -> None:
@@ -90,7 +90,7 @@ class Farewell:
         if self._stage is _Stage.FLUSHING:
             self._stage = _Stage.LINGERING
             self._unregister()
-            self.deadline = self._deadlines.after(self._linger_timeout)
+            self.deadline = self._deadlines.after(self._linger_timeout, self)
             # Twisted's TLS would half-close the TCP below it, without a close-notify.
             halves = IHalfCloseableDescriptor.providedBy(self._transport) and not self._secure
             if halves:
@@ -99,7 +99,7 @@ class Farewell:
     def write_half_closed(self) -> None:
         """Our FIN is out: only now the client can take note of it."""
         if self._stage is _Stage.LINGERING:
-            self.deadline = self._deadlines.after(self._linger_timeout)
+            self.deadline = self._deadlines.after(self._linger_timeout, self)
 
     def expired(self) -> None:
         if self._stage is _Stage.LINGERING:

@@ -342,7 +342,7 @@ class H2OriginConnection:
         elif self._pinged and not self.draining:
             self.draining = True
             self._pool.leaving(self)
-            self.deadline = deadlines.after(_DEAD - _SILENCE)
+            self.deadline = deadlines.after(_DEAD - _SILENCE, self)
         elif self._pinged:
             streams, self._streams = self._streams, {}
             self.drop()
@@ -575,7 +575,7 @@ class H2OriginConnection:
     def _leave(self) -> None:
         self._closed = True
         self._ready.clear()
-        self.deadline = self._pool.deadlines.after(_CLOSE_GRACE)
+        self.deadline = self._pool.deadlines.after(_CLOSE_GRACE, self)
         self._pool.leaving(self)
         # First, or TLS would never send its close_notify.
         self.transport.unregisterProducer()

@@ -292,7 +292,7 @@ class H2ClientConnection(Protocol):
             if self._admitted:  # else it has not begun to speak
                 self._goodbye(_LAST_STREAM)
             self._awaited = _Awaited.GRACE
-            self.deadline = self._deadlines.after(grace)
+            self.deadline = self._deadlines.after(grace, self)
 
     def expired(self) -> None:
         """It is time for the second word, or the client has been silent for too long."""
@@ -610,7 +610,7 @@ class H2ClientConnection(Protocol):
             awaited, patience = _Awaited.FIRST, limits.head_timeout
         if awaited is not self._awaited:
             self._awaited = awaited
-            self.deadline = self._deadlines.after(patience) if patience else None
+            self.deadline = self._deadlines.after(patience, self) if patience else None
 
     def _goodbye(self, last_stream: int) -> None:
         # By hand: h2 would take nothing more from the streams that go on.

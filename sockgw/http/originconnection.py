@@ -322,7 +322,7 @@ class OriginConnection:
         """End in good order: there is nothing in the buffers."""
         if self._state is not _CLOSED:
             self._leave()
-            self.deadline = self._deadlines.after(_CLOSE_GRACE)
+            self.deadline = self._deadlines.after(_CLOSE_GRACE, self)
             self.transport.loseConnection()
 
     def shut_down(self) -> None:
@@ -362,7 +362,7 @@ class OriginConnection:
     def _over(self) -> None:
         """Both directions of a connection that was switched have ended."""
         self._state = _CLOSED
-        self.deadline = self._deadlines.after(_CLOSE_GRACE)
+        self.deadline = self._deadlines.after(_CLOSE_GRACE, self)
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 

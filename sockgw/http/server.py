@@ -151,7 +151,7 @@ class ClientConnection(Protocol):
         patience = self._limits.head_timeout
         if self._grace is not None:
             patience = min(patience, self._grace)
-        self.deadline = self._deadlines.after(patience)
+        self.deadline = self._deadlines.after(patience, self)
         self._deadlines.watch(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -261,7 +261,7 @@ class ClientConnection(Protocol):
         """
         self._grace = grace
         if self._admitted and self._farewell is None and self._awaited is Awaited.REQUEST:
-            patience = self._deadlines.after(grace)
+            patience = self._deadlines.after(grace, self)
             self.deadline = patience if self.deadline is None else min(self.deadline, patience)
 
     def hand_over(self, begin: Callable[[], None]) -> float | None:
@@ -341,7 +341,7 @@ class ClientConnection(Protocol):
                 patience = min(patience, self._grace)
         if awaited is not self._awaited or awaited is Awaited.BODY:
             self._awaited = awaited
-            self.deadline = self._deadlines.after(patience)
+            self.deadline = self._deadlines.after(patience, self)
 
     def expired(self) -> None:
         awaited = self._awaited
@@ -359,7 +359,7 @@ class ClientConnection(Protocol):
             if not self._shows_life():
                 self.drop()
             else:
-                self.deadline = self._deadlines.after(self._limits.half_close_timeout)
+                self.deadline = self._deadlines.after(self._limits.half_close_timeout, self)
 
     def _shows_life(self) -> bool:
         """Return whether a client that sent a FIN has been sent something and did not reset it."""

@@ -1,0 +1,143 @@
+"""``bench idle``: what a client, a tunnel and a stream take while nothing happens.
+
+Resident memory of each layer for one more of them, and CPU while thousands stand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.contestants import Programs
+from bench.machine import describe
+from bench.origins import start_origins
+from bench.processes import Failed
+from bench.room import Room
+from bench.standing import Gateway, Hanging, settled, silence
+
+__all__ = ["main"]
+
+OUTPUT = Path("build/bench")
+_LAYERS = ("outer", "inner")
+_KIB = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure; ``most`` is what the figure should not exceed."""
+
+    what: str
+    layer: str
+    figure: float
+    unit: str
+    most: float | None = None
+
+
+class Measured:
+    """Takes the memory of both layers before and after a crowd has come."""
+
+    def __init__(self, gateway: Gateway, rows: list[Row]) -> None:
+        self._gateway = gateway
+        self._rows = rows
+
+    @contextlib.contextmanager
+    def each(
+        self, what: str, count: int, outer: float | None, inner: float | None
+    ) -> Iterator[None]:
+        """The block brings ``count`` of them; limits in KiB for each, None for none."""
+        before = {layer: settled(self._gateway, layer) for layer in _LAYERS}
+        yield
+        for layer, most in zip(_LAYERS, (outer, inner), strict=True):
+            grown = settled(self._gateway, layer) - before[layer]
+            self._rows.append(Row(what, layer, grown / count / _KIB, "KiB", most))
+
+    def cpu(self, what: str, seconds: float) -> None:
+        """Let time pass."""
+        before = {layer: self._gateway.cpu(layer) for layer in _LAYERS}
+        time.sleep(seconds)
+        for layer in _LAYERS:
+            used = (self._gateway.cpu(layer) - before[layer]) / seconds * 1000
+            self._rows.append(Row(what, layer, used, "ms CPU/s"))
+
+
+def measure(directory: Path | None, clients: int, tunnels: int, streams: int) -> list[Row]:
+    """Return all rows. Raises Failed where something does not stand as it should."""
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
+        origins_room = stack.enter_context(Room(base / "origins", "origins"))
+        hanging = Hanging()
+        stack.callback(hanging.close)
+        origins = dict(start_origins(origins_room, Programs(), 1 << 20))
+        room = stack.enter_context(Room(base / "gateway", "gateway"))
+        gateway = Gateway(room, {"web": origins["web"], "hanging": hanging.address})
+        for _ in range(200):  # what the first requests bring into memory is no crowd's
+            gateway.client("web").close()
+        for layer in _LAYERS:
+            rows.append(Row("nothing", layer, settled(gateway, layer) / _KIB / _KIB, "MiB"))
+        taken = Measured(gateway, rows)
+        taken.cpu("nothing", 5)
+
+        standing: list[socket.socket] = []
+        stack.callback(lambda: [connection.close() for connection in standing])
+        with taken.each("a client that has asked", clients, 30, 0.1):
+            standing += [gateway.client("web") for _ in range(clients)]
+        silence(standing)
+        taken.cpu(f"{clients} clients", 10)
+
+        with gateway.tunnels(10), contextlib.ExitStack() as stack_of_tunnels:
+            with taken.each("a tunnel", tunnels, 60, None):
+                stack_of_tunnels.enter_context(gateway.tunnels(tunnels))
+            taken.cpu(f"{clients} clients, {tunnels} tunnels", 20)
+
+        # On top of a connection that asks: what a request under way takes beside it.
+        with taken.each(
+            "a stream, with its client's and its origin's connection", streams, 34, None
+        ):
+            standing += [gateway.client("hanging", answered=False) for _ in range(streams)]
+        silence(standing)
+        taken.cpu(f"{clients} clients, {streams} streams", 10)
+    return rows
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print; return 1 where it failed."""
+    parser = argparse.ArgumentParser("bench idle", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="hundreds in the place of thousands")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR")
+    parser.add_argument("--directory", type=Path, metavar="DIR", help="for temporary files")
+    options = parser.parse_args(arguments)
+    clients, tunnels, streams = (1000, 100, 500) if options.quick else (10_000, 2_000, 10_000)
+    try:
+        rows = measure(options.directory, clients, tunnels, streams)
+    except Failed as error:
+        print(f"bench: {error}")
+        return 1
+    print(as_text(rows))
+    options.output.mkdir(parents=True, exist_ok=True)
+    told = {"machine": describe(Programs()), "rows": [vars(row) for row in rows]}
+    (options.output / "idle.json").write_text(json.dumps(told, indent=1) + "\n")
+    return 0
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """Return the table."""
+    lines = ["Idle: for one more of each, or for all that stand", ""]
+    for row in rows:
+        verdict = ""
+        if row.most is not None:
+            verdict = f"   at most {row.most:g}: {'met' if row.figure <= row.most else 'MISSED'}"
+        lines.append(f"{row.what:58} {row.layer:6} {row.figure:8.2f} {row.unit}{verdict}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
