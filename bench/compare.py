@@ -158,6 +158,7 @@ def _begin(
                 results.described[contestant.name] = {
                     "versions": contestant.versions(),
                     "encrypts": contestant.encrypts,
+                    "carries": contestant.carries,
                     "processes": list(room.processes),
                 }
                 stack.push(own.pop_all())

@@ -5,6 +5,7 @@ To add one, write a class such as those in ``bench/peers/`` and list it in its `
     class Example(Contestant):
         name = "example"
         encrypts = True
+        carries = "its own frames over TLS"
         needs = ("example",)
 
         def launch(self, room, origins):
@@ -65,6 +66,8 @@ class Contestant(ABC):
     name: str
     #: Whether what goes between its two halves is encrypted, as it is run here.
     encrypts: bool = False
+    #: What goes between its two halves, as it is run here, for the report.
+    carries: str = ""
     #: The programs without which it cannot run.
     needs: tuple[str, ...] = ()
 

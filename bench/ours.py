@@ -58,6 +58,7 @@ class Sockgw(Contestant):
         self.name = f"{variant.name}, {build[0]}" if build else variant.name
         self.commands = build[1].absolute() if build else BIN
         self.encrypts = variant.tls
+        self.carries = "a WebSocket over TLS" if variant.tls else "a WebSocket, plain"
         self.needs = ("openssl",) if variant.tls else ()
         self._admin_ports: dict[Room, int] = {}
 

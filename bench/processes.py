@@ -21,8 +21,13 @@ GRACE = 3.0
 """Seconds that processes have to end by themselves, once they are told to."""
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-# What would change how programs behave, or lead them through somebody's proxy.
-_FOREIGN = re.compile(r"SOCKGW_.*|(HTTPS?|ALL|NO)_PROXY|NOTIFY_SOCKET|WATCHDOG_.*", re.IGNORECASE)
+# What would change how programs behave, or lead them through somebody's proxy. SG_ is
+# socket-gateway's.
+_FOREIGN = re.compile(
+    r"(SOCKGW|WATCHDOG|SG|CHISEL|BORE|WSTUNNEL|RUST|UV)_.*|NOTIFY_SOCKET|NODE_OPTIONS|AUTH"
+    r"|(HTTPS?|ALL|NO)_PROXY|GO(GC|DEBUG|MEMLIMIT|MAXPROCS)",
+    re.IGNORECASE,
+)
 
 
 class Failed(Exception):
@@ -78,7 +83,10 @@ class Process:
 
 
 def end(processes: Iterable[Process]) -> None:
-    """End processes and all their descendants: all are told first, then those left are killed."""
+    """End processes and all their descendants: all are told first, then those left are killed.
+
+    On return they are gone, so that they share no time with what is measured next.
+    """
     started = list(processes)
     pids = {pid for each in started for pid in family(each.pid)}
     born = {pid: _born(pid) for pid in pids}
@@ -97,6 +105,11 @@ def end(processes: Iterable[Process]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(each.pid, signal.SIGKILL)
         each._process.wait()
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and any(
+        (fields := _stat(pid)) and fields[0] != "Z" and fields[19] == born[pid] for pid in pids
+    ):
+        time.sleep(0.002)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ def as_text(results: Results) -> str:
     parts = [_heading(results)]
     parts.extend(_work_table(results, work) for work in results.all_works())
     parts.append(_targets_text(results))
+    if results.described:
+        rows = [["", "between its halves", "versions"], *_described(results)]
+        parts.append("\n".join(["Who ran", *_columns(rows, range(3))]))
     if results.missing:
         told = (f"  {name}: {reason}" for name, reason in results.missing.items())
         parts.append("Did not run:\n" + "\n".join(told))
@@ -32,6 +35,16 @@ def _heading(results: Results) -> str:
         f"Medians. A ratio (×) is the figure of {results.base!r} divided by this one.\n"
         f"Machine: {machine}.\nSettings: {how}.{note}"
     )
+
+
+def _described(results: Results) -> Iterator[tuple[str, str, str]]:
+    """Yield who ran: the name, what goes between its halves, the versions of its programs."""
+    for name, described in results.described.items():
+        versions = (
+            version if program in version.lower() else f"{program} {version}"
+            for program, version in described.get("versions", {}).items()
+        )
+        yield name, described.get("carries") or "–", ", ".join(versions) or "–"
 
 
 def _work_table(results: Results, work: Work) -> str:
@@ -125,6 +138,9 @@ def as_rst(results: Results) -> str:
         ]
         parts.append(_list_table([header, *rows]))
     parts.append(_targets_rst(results))
+    if results.described:
+        header = ["Contestant", "Between its halves", "Versions"]
+        parts.append(_list_table([header, *_described(results)]))
     notes = [f"- *{name}* did not run: {why}." for name, why in results.missing.items()]
     for work in results.all_works():
         for name in results.contestants:

@@ -30,6 +30,7 @@ class OpenSsh(Contestant):
 
     name = "ssh -R"
     encrypts = True
+    carries = "SSH"
     needs = ("ssh", "sshd", "ssh-keygen")
 
     def versions(self) -> dict[str, str]:
