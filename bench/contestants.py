@@ -105,8 +105,11 @@ class Contestant(ABC):
         return contextlib.nullcontext()
 
 
-def version_of(program: str | Path, option: str = "--version") -> str:
-    """Return the first line that a program prints about its version."""
+def version_of(program: str | Path, option: str = "--version", wanted: str = "") -> str:
+    """Return the first line that a program prints about its version.
+
+    Or what follows ``wanted``, of the first line that begins with it.
+    """
     try:
         done = subprocess.run(
             [str(program), option],
@@ -120,5 +123,9 @@ def version_of(program: str | Path, option: str = "--version") -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"unknown ({error})"
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    lines = [
+        line.strip().removeprefix(wanted).strip()
+        for line in done.stdout.splitlines()
+        if line.strip().startswith(wanted) and line.strip() != wanted
+    ]
     return lines[0] if lines else "unknown"

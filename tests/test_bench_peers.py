@@ -139,6 +139,15 @@ def test_the_keys_of_noise_are_on_the_right_sides(tmp_path):
     assert client["client"]["transport"]["noise"] == {"remote_public_key": "public="}
 
 
+def test_a_version_in_the_middle_of_others(tmp_path):
+    program = tmp_path / "rathole"
+    program.write_text(
+        "#!/bin/sh\nprintf 'rathole \\nBuild Date: now\\nBuild Version:    0.5\\n\\n'\n"
+    )
+    program.chmod(0o755)
+    assert Rathole(Programs({"rathole": str(program)})).versions() == {"rathole": "0.5"}
+
+
 def test_options_of_peers_in_the_environment_do_not_count(monkeypatch):
     for name in ("SG_TIMEOUT", "CHISEL_KEY", "BORE_SECRET", "NODE_OPTIONS", "GOGC", "https_proxy"):
         monkeypatch.setenv(name, "1")

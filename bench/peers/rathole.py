@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from bench.contestants import Address, Contestant, Room, Route
+from bench.contestants import Address, Contestant, Room, Route, version_of
 
 __all__ = ["Rathole", "RatholeNoise"]
 
@@ -16,6 +16,9 @@ class Rathole(Contestant):
     name = "rathole"
     carries = "a TCP connection for each of a client, plain"
     needs = ("rathole",)
+
+    def versions(self) -> dict[str, str]:
+        return {"rathole": version_of(self.program("rathole"), wanted="Build Version:")}
 
     def launch(self, room: Room, origins: Mapping[str, Address]) -> Mapping[str, Route]:
         rathole = self.program("rathole")
