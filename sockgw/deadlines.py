@@ -75,6 +75,10 @@ class Deadlines:
                 self._near.add(item)
         return deadline
 
+    def patience(self, seconds: float) -> float:
+        """Return what to add to :attr:`now`, where something is watched, for what after() says."""
+        return seconds + self._tick
+
     def _sweep(self) -> None:
         self._timer = None
         self.now = now = self._clock.seconds()

@@ -279,7 +279,9 @@ class Bench:
         if headers is None:
             headers = [(b"Host", b"a.example")]
         head = RequestHead(method.encode(), target.encode("latin-1"), headers)
-        handler.exchange = self.pool.request(origin, head, complete=complete, handler=handler)
+        handler.exchange = self.pool.request(
+            origin, head, complete=complete, handler=handler, host=b"b.example"
+        )
         return handler
 
     def turn(self, seconds: float = 0.0) -> None:

@@ -7,6 +7,7 @@ from originfakes import Bench, Handler, Transport
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import LogEvent, globalLogPublisher
 
+from sockgw.http import outgoing
 from sockgw.http.client import OriginError
 from sockgw.http.outgoing import MAX_HELD
 from sockgw.protocol.errors import StreamCode
@@ -108,8 +109,7 @@ def test_an_empty_body_in_chunks(bench: Bench) -> None:
         ("POST", "/", [(b"Content-Length", b"1_0")], False),
         ("POST", "/", [(b"Content-Length", b"")], False),
         ("POST", "/", [(b"Content-Length", b"9" * 19)], False),
-        ("POST", "/", [(b"Transfer-Encoding", b"chunked")], False),
-        ("POST", "/", [(b"transfer-Encoding", b"identity")], True),
+        ("POST", "/", [HOST, (b"host", b"b.example")], True),
     ],
 )
 def test_what_cannot_be_sent_is_refused(
@@ -122,6 +122,27 @@ def test_what_cannot_be_sent_is_refused(
     bench.turn()
     assert handler.code is StreamCode.PROTOCOL_ERROR
     assert bench.dialled == []
+
+
+@pytest.mark.parametrize("coding", [b"chunked", b"identity", b"gzip, chunked"])
+def test_the_framing_is_ours_whatever_the_head_says_of_it(bench: Bench, coding: bytes) -> None:
+    headers = [(b"transfer-Encoding", coding), (b"Connection", b"X, TE"), (b"X", b"1")]
+    handler = bench.request("POST", headers=[*headers, (b"te", b"Trailers"), HOST], complete=False)
+    handler.exchange.write(b"x")
+    assert bench.transport.drain() == (
+        b"POST / HTTP/1.1\r\nHost: a.example\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n"
+        b"Connection: TE\r\n\r\n1\r\nx\r\n"
+    )
+    bench.request(headers=headers)
+    assert bench.transport.drain() == b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n"
+
+
+def test_what_is_remembered_of_requests_is_bounded(bench: Bench) -> None:
+    for number in range(3_000):
+        bench.request(target=f"/{number}").abort()
+    bench.request(target="/" + "x" * 3_000)
+    assert 0 < len(outgoing._known) <= 1_024
+    assert max(map(len, outgoing._known)) <= 256
 
 
 def test_a_refused_request_may_be_aborted_first(bench: Bench) -> None:

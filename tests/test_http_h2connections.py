@@ -333,7 +333,9 @@ def test_an_upgrade_goes_over_http1() -> None:
     bench = H2Bench()
     handler = Handler()
     head = RequestHead(b"GET", b"/", [HOST], upgrade=b"websocket")
-    handler.exchange = bench.pool.request(ORIGIN, head, complete=False, handler=handler)
+    handler.exchange = bench.pool.request(
+        ORIGIN, head, complete=False, handler=handler, host=b"a.example"
+    )
     assert b"\r\nUpgrade: websocket\r\n" in bench.transport.drain()
     assert bench.dialled == [replace(ORIGIN, http2=False)]
 

@@ -415,7 +415,9 @@ class TCPOriginTests(TestCase):
     def request(self, method: str = "GET", *, complete: bool = True) -> Waiting:
         handler = Waiting()
         head = RequestHead(method.encode(), b"/", [(b"Host", b"localhost")])
-        handler.exchange = self.pool.request(self.origin, head, complete=complete, handler=handler)
+        handler.exchange = self.pool.request(
+            self.origin, head, complete=complete, handler=handler, host=b""
+        )
         return handler
 
     async def test_keep_alive(self) -> None:

@@ -189,7 +189,8 @@ def test_a_target_is_a_path_on_the_origin_that_was_allowed(target):
     pool = OriginPool(clock, dial, Deadlines(clock))
     passage = _Passage()
     head = RequestHead(b"GET", target, [(b"Host", b"a.example")])
-    pool.request(Origin("http", "a.example", 80), head, complete=True, handler=passage)
+    origin = Origin("http", "a.example", 80)
+    pool.request(origin, head, complete=True, handler=passage, host=b"a.example")
     clock.advance(0)
     assert passage.failures == [(StreamCode.PROTOCOL_ERROR, "bad target")]
     assert dialled == []

@@ -32,6 +32,7 @@ from sockgw.http.methods import IDEMPOTENT
 from sockgw.http.originconnection import OriginConnection
 from sockgw.http.originerror import OriginError
 from sockgw.http.originexchange import OriginExchange
+from sockgw.http.outgoing import clean
 from sockgw.http.pool import IdleConnections
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
@@ -68,10 +69,13 @@ class OriginHandler(Protocol):
     """
 
     def informed(self, head: ResponseHead) -> None:
-        """An interim response has come: 1xx, never 101 (RFC 9110, section 15.2)."""
+        """An interim response has come: 1xx, never 101 (RFC 9110, section 15.2).
+
+        With its end-to-end fields, as all heads and trailers that come here.
+        """
 
     def responded(self, head: ResponseHead) -> None:
-        """The response's head has come, with its fields as the origin sent them."""
+        """The response's head has come."""
 
     def body_received(self, data: bytes) -> None:
         """Some bytes of the body have come, without transfer coding."""
@@ -144,30 +148,33 @@ class OriginPool:
         self._h2 = H2Connections(self, http2 or H2Limits())
 
     def request(
-        self, origin: Origin, head: RequestHead, *, complete: bool, handler: OriginHandler
+        self,
+        origin: Origin,
+        head: RequestHead,
+        *,
+        complete: bool,
+        handler: OriginHandler,
+        host: bytes,
     ) -> OriginExchange | H2OriginExchange:
         """Send a request, now as far as a connection is there, and return its exchange.
 
-        :param head: without hop-by-hop fields and with Host. In HTTP/1.1 a body is framed by its
-            Content-Length, else chunked. What is not fit to be sent fails with PROTOCOL_ERROR. One
-            that asks for an upgrade goes over HTTP/1.1, whatever the origin speaks besides.
+        :param head: as it came from wherever; it is changed into what is sent: without hop-by-hop
+            fields and with one Host. In HTTP/1.1 a body is framed by its Content-Length, else
+            chunked. What is not fit to be sent fails with PROTOCOL_ERROR. A request that asks for
+            an upgrade goes over HTTP/1.1, whatever the origin speaks besides.
         :param complete: no body follows
+        :param host: the value of Host, where the head has none
         """
         if origin.http2:
             if not head.upgrade and not self._h2.speaks_http1(origin):
-                return self._h2.request(origin, head, complete, handler)
+                return self._h2.request(origin, head, complete, handler, host)
             origin = replace(origin, http2=False)
-        return self._request(origin, head, complete, handler)
-
-    def _request(
-        self, origin: Origin, head: RequestHead, complete: bool, handler: OriginHandler
-    ) -> OriginExchange:
         exchange = OriginExchange(self, origin, handler)
         if self._closed is not None:
             self.fail_later(exchange, StreamCode.REFUSED, "shutting down")
             return exchange
         try:
-            start = exchange.begin(head, complete)
+            start = exchange.begin(head, clean(head, host), complete)
         except ValueError as error:
             self.fail_later(exchange, StreamCode.PROTOCOL_ERROR, str(error))
             return exchange
@@ -179,8 +186,8 @@ class OriginPool:
         else:
             exchange.reused = True
             exchange.held = [start] if again else None
-            exchange.attach(connection)
-            connection.send(start)
+            exchange.connection = connection
+            connection.begin(exchange, start)
         return exchange
 
     def close(self) -> Deferred[None]:
@@ -205,8 +212,11 @@ class OriginPool:
     def request_http1(
         self, origin: Origin, head: RequestHead, complete: bool, handler: OriginHandler
     ) -> OriginExchange:
-        """As :meth:`request`, over HTTP/1.1."""
-        return self._request(replace(origin, http2=False), head, complete, handler)
+        """As :meth:`request` with a head that is clean, over HTTP/1.1."""
+        origin = replace(origin, http2=False)
+        return cast(
+            OriginExchange, self.request(origin, head, complete=complete, handler=handler, host=b"")
+        )
 
     def connect(self, origin: Origin, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Dial the origin for what the factory builds."""

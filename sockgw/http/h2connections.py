@@ -22,6 +22,7 @@ from sockgw.http.negotiated import NegotiatedFactory
 from sockgw.http.originconnection import OriginConnection
 from sockgw.http.originerror import OriginError
 from sockgw.http.originexchange import OriginExchange
+from sockgw.http.outgoing import clean
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import RequestHead
 
@@ -72,7 +73,12 @@ class H2Connections:
         return False
 
     def request(
-        self, origin: Origin, head: RequestHead, complete: bool, handler: OriginHandler
+        self,
+        origin: Origin,
+        head: RequestHead,
+        complete: bool,
+        handler: OriginHandler,
+        host: bytes,
     ) -> H2OriginExchange:
         """See :meth:`OriginPool.request`."""
         exchange = H2OriginExchange(self, origin, head, complete, handler)
@@ -80,7 +86,7 @@ class H2Connections:
             self.fail_later(exchange, StreamCode.REFUSED, "shutting down")
             return exchange
         try:
-            exchange.begin(origin.protocol.encode())
+            exchange.begin(origin.protocol.encode(), clean(head, host))
         except ValueError as error:
             self.fail_later(exchange, StreamCode.PROTOCOL_ERROR, str(error))
             return exchange

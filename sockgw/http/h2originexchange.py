@@ -30,6 +30,7 @@ from sockgw.http.h2fields import (
 )
 from sockgw.http.methods import IDEMPOTENT
 from sockgw.http.outgoing import MAX_HELD, body_length, only_trailers
+from sockgw.http.shapes import Shape, name_of, shapes
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
@@ -227,9 +228,9 @@ class H2OriginExchange:
 
     # for those who wait for a connection
 
-    def begin(self, scheme: bytes) -> None:
+    def begin(self, scheme: bytes, shape: Shape) -> None:
         """Decide the request's framing; raise ValueError for a bad one."""
-        self._remaining = body_length(self.head, self.complete)
+        self._remaining = body_length(self.head, shape, self.complete)
         self.fields = request_fields(self.head, scheme)
 
     def attached(self, connection: H2OriginConnection, stream_id: int, reused: bool) -> None:
@@ -282,7 +283,7 @@ class H2OriginExchange:
         try:
             status, reason, headers = read_response(fields)
             self._check_size(headers)
-            head = ResponseHead(status, reason, headers)
+            head = ResponseHead(status, reason, _end_to_end(headers))
             if status < 200:
                 self._informed += 1
                 if status == 101 or self._informed > _MAX_INFORMED:
@@ -319,8 +320,9 @@ class H2OriginExchange:
     def trailers_received(self, fields: list[HeaderTuple]) -> None:
         """Trailers have come."""
         try:
-            self._trailers = read_trailers(fields)
-            self._check_size(self._trailers)
+            trailers = read_trailers(fields)
+            self._check_size(trailers)
+            self._trailers = _end_to_end(trailers)
         except MalformedResponse as error:
             self.fail(StreamCode.ORIGIN_MALFORMED, str(error))
         except _TooLarge:
@@ -403,6 +405,10 @@ class H2OriginExchange:
             size += len(name) + len(value) + _FIELD_OVERHEAD
         if len(headers) > self.pool.max_header_count or size > self.pool.max_header_size:
             raise _TooLarge
+
+
+def _end_to_end(headers: Headers) -> Headers:
+    return shapes[tuple(map(name_of, headers))].end_to_end(headers)
 
 
 class _TooLarge(Exception):

@@ -11,6 +11,9 @@ from sockgw.protocol.heads import Headers
 
 __all__ = [
     "HOP_BY_HOP",
+    "TEXT",
+    "TE_TRAILERS",
+    "USUAL_OPTIONS",
     "FieldFilter",
     "check_text",
     "connection_options",
@@ -40,8 +43,8 @@ HOP_BY_HOP = frozenset(
 )
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")  # RFC 9110, section 5.6.2
-# What may stand in a line (section 5.5): no controls but HTAB.
-_TEXT = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))
+#: What may stand in a line (section 5.5): no controls but HTAB.
+TEXT = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))
 
 # Names repeat from request to request: a look-up instead of a match and a copy. Strangers could
 # fill what is remembered; then it begins anew, or the names in use would have no place in it.
@@ -90,10 +93,11 @@ def connection_options(headers: Headers) -> set[bytes]:
     return options
 
 
-_TE = (b"TE", b"trailers")
+#: All that we say with TE.
+TE_TRAILERS = (b"TE", b"trailers")
 
-# What nearly every Connection field says; it names no other field.
-_USUAL_OPTIONS = frozenset((b"close", b"keep-alive"))
+#: What nearly every Connection field says; it names no other field.
+USUAL_OPTIONS = frozenset((b"close", b"keep-alive"))
 
 
 def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Headers:
@@ -108,7 +112,7 @@ def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Header
         name = lowered[field[0]]
         if name in HOP_BY_HOP:
             if name == b"connection":
-                named |= field[1].lower() not in _USUAL_OPTIONS
+                named |= field[1].lower() not in USUAL_OPTIONS
             elif name == b"te" and b"trailers" in field[1].lower():
                 trailers = True
         elif name not in also:
@@ -117,7 +121,7 @@ def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Header
         options = connection_options(headers)
         result = [field for field in result if lower(field[0]) not in options]
     if trailers:
-        result.append(_TE)
+        result.append(TE_TRAILERS)
     return result
 
 
@@ -150,7 +154,7 @@ class FieldFilter:
                 if (
                     name not in passed
                     and name not in dropped
-                    and (lowered[name] != b"connection" or value.lower() not in _USUAL_OPTIONS)
+                    and (lowered[name] != b"connection" or value.lower() not in USUAL_OPTIONS)
                 ):
                     return self._examine(headers)
         return result
@@ -181,7 +185,7 @@ def upgrades_to(given: bytes, asked: bytes) -> bool:
 
 def check_text(headers: Headers) -> None:
     """Raise ValueError where a control character stands in a value (RFC 9110, section 5.5)."""
-    if b"".join([value for _, value in headers]).translate(None, _TEXT):
+    if b"".join([value for _, value in headers]).translate(None, TEXT):
         raise ValueError("control character in a header value")
 
 
@@ -196,6 +200,6 @@ def serialize(start_line: bytes, headers: Headers) -> bytes:
     block = b"\r\n".join((start_line, *map(b": ".join, headers)))
     # One look at the whole block: no controls but exactly the line ends that we wrote ourselves. It
     # costs a hundredth of a match per value.
-    if block.translate(None, _TEXT) != b"\r\n" * len(headers):
+    if block.translate(None, TEXT) != b"\r\n" * len(headers):
         raise ValueError("control character in a head")
     return block + b"\r\n\r\n"

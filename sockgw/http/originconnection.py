@@ -30,7 +30,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from sockgw.http.headers import lower, upgrades_to
+from sockgw.http.headers import end_to_end, lower, upgrades_to
+from sockgw.http.shapes import Shape, name_of, shapes
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, ResponseHead
 
@@ -103,11 +104,12 @@ class OriginConnection:
         "_fed",
         "_half_closed",
         "_headers",
-        "_idle_timeout",
         "_informed",
         "_keep_alive",
+        "_kept",
         "_leftover",
         "_parser",
+        "_patience",
         "_paused",
         "_pending",
         "_pool",
@@ -127,7 +129,9 @@ class OriginConnection:
     def __init__(self, pool: OriginPool) -> None:
         self._pool = pool
         self._deadlines = pool.deadlines
-        self._idle_timeout = pool.idle_timeout
+        # Seconds beyond the deadlines' now, which is true as long as this connection is watched.
+        self._patience = pool.deadlines.patience(pool.idle_timeout)
+        self._kept = pool.deadlines.patience(pool.keep_alive)
         self._exchange: OriginExchange | None = None
         self._state = _IDLE
         self._parser = HttpResponseParser(self)
@@ -168,7 +172,8 @@ class OriginConnection:
             exchange.handler.body_received(data)
             return
         exchange.held = None  # with its first byte the origin has taken the request
-        self._touch()
+        if not self._paused:
+            self.deadline = self._deadlines.now + self._patience
         self._pending = self._fed = self._pending + len(data)
         try:
             self._parser.feed_data(data)
@@ -277,6 +282,15 @@ class OriginConnection:
         self._pending = 0
         self._informed = 0
 
+    def begin(self, exchange: OriginExchange, start: bytes) -> None:
+        """Serve the exchange, whose request begins so, on a connection that was idle."""
+        self._exchange = exchange
+        self._state = _HEAD
+        self._pending = 0
+        self._informed = 0
+        self.deadline = self._deadlines.now + self._patience
+        self.transport.write(start)
+
     def send(self, data: bytes) -> None:
         """Write a part of the request."""
         self._touch()
@@ -368,7 +382,7 @@ class OriginConnection:
 
     def _touch(self) -> None:
         if not self._paused and self._state is not _SWITCHED:
-            self.deadline = self._deadlines.after(self._idle_timeout)
+            self.deadline = self._deadlines.now + self._patience
 
     def _leave(self) -> None:
         self._state = _CLOSED
@@ -394,8 +408,9 @@ class OriginConnection:
             if self._at_head:
                 self._at_head = False
                 self._parser = HttpResponseParser(self)
-            self.resume()  # a connection that does not read does not notice its end
-            self.deadline = self._deadlines.after(self._pool.keep_alive)
+            if self._paused:
+                self.resume()  # a connection that does not read does not notice its end
+            self.deadline = self._deadlines.now + self._kept
             self._pool.idle.put(self)
         exchange.completed(trailers)
 
@@ -419,18 +434,22 @@ class OriginConnection:
             return
         status = self._parser.get_status_code()
         headers = self._headers
-        if self._oversized():
+        pool = self._pool
+        if (
+            self._fed > pool.max_header_size or len(headers) > pool.max_header_count
+        ) and self._oversized():
             exchange.fail(StreamCode.TOO_LARGE, "head too large")
             return
         try:
-            chunked, length = self._framing(headers)
+            shape = shapes[tuple(map(name_of, headers))]
+            chunked, length = self._framing(shape, headers)
         except ValueError as error:
             exchange.fail(StreamCode.ORIGIN_MALFORMED, str(error))
             return
         self._pending = 0
-        head = ResponseHead(status, self._reason, headers)
+        head = ResponseHead(status, self._reason, shape.end_to_end(headers))
         if status == 101:
-            self._switch(exchange, head)
+            self._switch(exchange, head, headers)
             return
         if status < 200:
             self._informed += 1
@@ -450,8 +469,8 @@ class OriginConnection:
             self._state = _BODY
         exchange.handler.responded(head)
 
-    def _switch(self, exchange: OriginExchange, head: ResponseHead) -> None:
-        given = [value for name, value in head.headers if lower(name) == b"upgrade"]
+    def _switch(self, exchange: OriginExchange, head: ResponseHead, headers: Headers) -> None:
+        given = [value for name, value in headers if lower(name) == b"upgrade"]
         head.upgrade = b", ".join(given)
         if not upgrades_to(head.upgrade, exchange.upgrade):
             exchange.fail(StreamCode.ORIGIN_MALFORMED, "an upgrade that was not asked for")
@@ -478,12 +497,22 @@ class OriginConnection:
 
     def on_message_complete(self) -> None:
         if self._state is _BODY and self._exchange is not None:
-            if self._oversized():
-                self._exchange.fail(StreamCode.TOO_LARGE, "trailers too large")
+            if self._headers and not self._take_trailers(self._exchange):
                 return
-            self._trailers = self._headers
             self._keep_alive = self._parser.should_keep_alive()
             self._state = _DONE
+
+    def _take_trailers(self, exchange: OriginExchange) -> bool:
+        detail = "trailers too large"
+        if not self._oversized():
+            try:
+                self._trailers = end_to_end(self._headers)
+            except ValueError as error:
+                detail = str(error)
+            else:
+                return True
+        exchange.fail(StreamCode.TOO_LARGE, detail)
+        return False
 
     def _oversized(self) -> bool:
         """Whether the header section that ends here is over a limit."""
@@ -496,23 +525,18 @@ class OriginConnection:
             size += len(name) + len(value) + _FIELD_OVERHEAD
         return size > self._pool.max_header_size
 
-    def _framing(self, headers: Headers) -> tuple[bool, int | None]:
+    def _framing(self, shape: Shape, headers: Headers) -> tuple[bool, int | None]:
         """Return whether the body is chunked, and its length where one is given.
 
         llhttp has refused both together and any doubtful Content-Length; here goes what it lets
         pass. Raises ValueError (RFC 9112, section 6.1).
         """
         version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0"):
+        if version != "1.1" and version != "1.0":
             raise ValueError("unknown version of HTTP")
-        chunked = False
-        length = None
-        for name, value in headers:
-            key = lower(name)
-            if key == b"content-length":
-                length = int(value)
-            elif key == b"transfer-encoding":
-                if chunked or value.lower() != b"chunked" or version == "1.0":
-                    raise ValueError("unknown transfer coding")
-                chunked = True
-        return chunked, length
+        if shape.codings:
+            value = headers[shape.codings[0]][1]
+            if len(shape.codings) > 1 or value.lower() != b"chunked" or version == "1.0":
+                raise ValueError("unknown transfer coding")
+            return True, None
+        return False, int(headers[shape.lengths[0]][1]) if shape.lengths else None

@@ -18,7 +18,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 
 from sockgw.http.headers import serialize
-from sockgw.http.outgoing import MAX_HELD, body_length, only_trailers
+from sockgw.http.outgoing import MAX_HELD, body_length, only_trailers, write_head
+from sockgw.http.shapes import Shape
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, RequestHead
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from sockgw.http.originconnection import OriginConnection
 
 __all__ = ["OriginExchange"]
+
+# How a head ends, whose last line has not ended yet.
+_END = b"\r\n\r\n"
+_END_WITH_TE = b"\r\nConnection: TE\r\n\r\n"
+_CHUNKED = b"\r\nTransfer-Encoding: chunked"
 
 
 class OriginExchange:
@@ -145,27 +151,29 @@ class OriginExchange:
 
     # for the pool
 
-    def begin(self, head: RequestHead, complete: bool) -> bytes:
+    def begin(self, head: RequestHead, shape: Shape, complete: bool) -> bytes:
         """Decide the request's framing and return its head; raise ValueError for a bad one."""
-        length = body_length(head, complete or bool(head.upgrade))
+        method = head.method
         headers = head.headers
-        options = [b"TE"] if any(name.lower() == b"te" for name, _ in headers) else []
-        if head.upgrade:
-            options.append(b"upgrade")
-            headers = [*headers, (b"Upgrade", head.upgrade)]
-        if options:
-            headers = [*headers, (b"Connection", b", ".join(options))]
-        if complete or head.upgrade:
+        upgrade = head.upgrade
+        length = body_length(head, shape, complete or bool(upgrade))
+        line = method + b" " + head.target + b" HTTP/1.1"
+        self.head_only = method == b"HEAD"
+        if upgrade:
+            self.sent = True
+            self.upgrade = upgrade
+            options = b"TE, upgrade" if shape.te else b"upgrade"
+            return serialize(line, [*headers, (b"Upgrade", upgrade), (b"Connection", options)])
+        end = _END_WITH_TE if shape.te else _END
+        if complete:
             self.sent = True
         elif length is None:
             self._remaining = None
-            headers = [*headers, (b"Transfer-Encoding", b"chunked")]
+            end = _CHUNKED + end
         else:
             self._remaining = length
             self.sent = length == 0
-        self.head_only = head.method == b"HEAD"
-        self.upgrade = head.upgrade
-        return serialize(head.method + b" " + head.target + b" HTTP/1.1", headers)
+        return write_head(line, headers, end)
 
     def connected(self, connection: OriginConnection) -> None:
         """The dialled connection is there: send what was held."""

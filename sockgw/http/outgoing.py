@@ -5,10 +5,11 @@ It came through the tunnel, so it is checked as if a stranger had sent it.
 
 import re
 
-from sockgw.http.headers import HOP_BY_HOP, lower
+from sockgw.http.headers import HOP_BY_HOP, TEXT, lower
+from sockgw.http.shapes import Shape, name_of, shapes
 from sockgw.protocol.heads import Headers, RequestHead
 
-__all__ = ["MAX_HELD", "body_length", "only_trailers"]
+__all__ = ["MAX_HELD", "body_length", "clean", "only_trailers", "write_head"]
 
 # Bytes of a request held for sending again, and bytes held while dialling before the caller is
 # asked to pause. As much as a Twisted transport buffers before it pauses its producer.
@@ -38,31 +39,76 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")  # RFC 9110, section
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*|\*")
 _LENGTH = re.compile(rb"[0-9]{1,18}")  # RFC 9110, section 8.6; below 2**63
 
+# Method and target of requests that were fit to be sent: those in use are asked for again. Neither
+# has a space in it, so that the one between them says where both end.
+_known: set[bytes] = set()
+_MAX_KNOWN = 1_024
+_MAX_KNOWN_SIZE = 256  # bytes of one
 
-def body_length(head: RequestHead, complete: bool) -> int | None:
+
+def clean(head: RequestHead, host: bytes) -> Shape:
+    """Leave in the head what goes to an origin, with ``host`` if it has no Host, and say its shape.
+
+    Raises ValueError for bad names and for a second Host.
+    """
+    headers = head.headers
+    shape = shapes[tuple(map(name_of, headers))]
+    passed = shape.end_to_end(headers)
+    if passed is not headers:
+        shape = shapes[tuple(map(name_of, passed))]
+    if shape.hosts != 1:
+        if shape.hosts:
+            raise ValueError("two Host fields")
+        passed = [(b"Host", host), *passed]
+        shape = shapes[tuple(map(name_of, passed))]
+    head.headers = passed
+    return shape
+
+
+def body_length(head: RequestHead, shape: Shape, complete: bool) -> int | None:
     """Return the length of the body that its head announces, in bytes; None where it does not.
 
-    ``complete`` says that no body follows. Raises ValueError where the method, the target or the
-    framing is not fit to be sent; names and values of fields are for their writer to check.
+    The head is a clean one of that shape. ``complete`` says that no body follows. Raises ValueError
+    where the method, the target or the framing is not fit to be sent; values of fields are for
+    their writer to check.
     """
-    if head.method == b"CONNECT" or not _METHOD.fullmatch(head.method):
-        raise ValueError("bad method")
-    if not _TARGET.fullmatch(head.target):
-        raise ValueError("bad target")
+    request = head.method + b" " + head.target
+    if request not in _known:
+        _check(head.method, head.target)
+        if len(request) <= _MAX_KNOWN_SIZE:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known.add(request)
     length = None
-    for name, value in head.headers:
-        key = name.lower()
-        if key == b"transfer-encoding":
-            raise ValueError("Transfer-Encoding is not the caller's")
-        if key == b"content-length":
-            if length is not None or not _LENGTH.fullmatch(value):
-                raise ValueError("bad Content-Length")
-            length = int(value)
+    for place in shape.lengths:
+        value = head.headers[place][1]
+        if length is not None or not _LENGTH.fullmatch(value):
+            raise ValueError("bad Content-Length")
+        length = int(value)
     if complete:
         if length:
             raise ValueError("Content-Length without a body")
         return 0
     return length
+
+
+def _check(method: bytes, target: bytes) -> None:
+    if method == b"CONNECT" or not _METHOD.fullmatch(method):
+        raise ValueError("bad method")
+    if not _TARGET.fullmatch(target):
+        raise ValueError("bad target")
+
+
+def write_head(start_line: bytes, headers: Headers, end: bytes) -> bytes:
+    """Return a head whose names are known to be good, with ``end`` behind the last field.
+
+    Raises ValueError where a control character stands in a value.
+    """
+    block = b"\r\n".join((start_line, *map(b": ".join, headers)))
+    # No controls but exactly the line ends that we wrote ourselves: see serialize().
+    if block.translate(None, TEXT) != b"\r\n" * len(headers):
+        raise ValueError("control character in a head")
+    return block + end
 
 
 def only_trailers(trailers: Headers | None) -> Headers:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sockgw.http.client import Origin, OriginHandler, OriginPool
-from sockgw.http.headers import FieldFilter, end_to_end, lowered
 from sockgw.inner.allow import AllowList, socket_path
 from sockgw.protocol.errors import LocalError, StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
@@ -26,8 +25,6 @@ __all__ = ["Forwarder", "OriginSide", "RawOrigins"]
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HTTP = ("http", "https")
 _MAX_ROUTES = 10_000  # destinations whose decision is remembered
-
-_passed = FieldFilter()
 
 
 class OriginSide(Protocol):
@@ -116,13 +113,8 @@ class Forwarder:
         if to.service:
             origin = route.origin
             passage.told_origin = (origin.protocol, origin.hostname, origin.port)
-        try:
-            head.headers = _clean(head.headers, route.host)
-        except ValueError as error:
-            stream.reset(StreamCode.PROTOCOL_ERROR, str(error))
-            return passage
         passage.exchange = self._pool.request(
-            route.origin, head, complete=complete, handler=passage
+            route.origin, head, complete=complete, handler=passage, host=route.host
         )
         return passage
 
@@ -163,19 +155,6 @@ class Forwarder:
             return Route(origin, host.encode("ascii"))
         except UnicodeEncodeError:
             return Refusal(StreamCode.DNS_ERROR, f"{origin.hostname!r} is not a host name")
-
-
-def _clean(headers: Headers, host: bytes) -> Headers:
-    headers = _passed(headers)
-    hosts = 0
-    for name, _ in headers:
-        if lowered[name] == b"host":
-            hosts += 1
-    if hosts > 1:
-        raise ValueError("two Host fields")
-    if not hosts:
-        headers.insert(0, (b"Host", host))
-    return headers
 
 
 class _Passage:
@@ -249,7 +228,7 @@ class _Passage:
     def body_ended(self, trailers: Headers) -> None:
         self._ended = not self.switched
         try:
-            self._stream.end(end_to_end(trailers))
+            self._stream.end(trailers)
         except (LocalError, ValueError) as error:
             self._too_large(error)
         self._tunnel.hurry()
@@ -271,7 +250,6 @@ class _Passage:
 
     def _respond(self, head: ResponseHead) -> None:
         try:
-            head.headers = _passed(head.headers)
             self._stream.respond(head)
         except (LocalError, ValueError) as error:
             self._too_large(error)
