@@ -79,9 +79,12 @@ def test_the_last_used_comes_first() -> None:
     assert third.exchange.connection.transport is bench.transports[1]
 
 
-def test_too_many_idle_connections_to_one_origin() -> None:
+def test_too_many_idle_connections_to_one_origin_are_kept_while_they_are_fresh() -> None:
     bench = Bench(max_idle=2)
     several(bench, 4)
+    bench.turn(FRESH)
+    assert [transport.closing for transport in bench.transports] == [""] * 4
+    bench.turn(0.5)
     assert [transport.closing for transport in bench.transports] == [
         "loseConnection",
         "loseConnection",
@@ -89,6 +92,28 @@ def test_too_many_idle_connections_to_one_origin() -> None:
         "",
     ]
     assert len(bench.pool.idle) == 2
+    bench.turn(10)
+    assert len(bench.pool.idle) == 2
+
+
+def test_a_load_above_the_bound_dials_once() -> None:
+    bench = Bench(max_idle=2)
+    for _ in range(20):
+        handlers = [bench.request("POST") for _ in range(10)]
+        for handler in handlers:
+            handler.exchange.connection.transport.receive(OK)
+        bench.turn(FRESH / 2)
+    assert len(bench.transports) == 10
+    for _ in range(8):  # now two are enough
+        handlers = [bench.request() for _ in range(2)]
+        for handler in handlers:
+            handler.exchange.connection.transport.receive(OK)
+        bench.turn(FRESH / 4)
+    assert len(bench.pool.idle) == 2
+    assert len(bench.transports) == 10
+    served(bench)
+    bench.turn(10)
+    assert len(bench.pool.idle) == 2  # the others' second is not theirs
 
 
 def test_too_many_idle_connections_in_all() -> None:

@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -33,16 +33,11 @@ from sockgw.http.originconnection import OriginConnection
 from sockgw.http.originerror import OriginError
 from sockgw.http.originexchange import OriginExchange
 from sockgw.http.outgoing import clean
-from sockgw.http.pool import IdleConnections
+from sockgw.http.pool import FRESH, IdleConnections
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
 __all__ = ["Origin", "OriginError", "OriginExchange", "OriginHandler", "OriginPool"]
-
-# Seconds of idleness up to which a connection is good enough for a request that must not be sent
-# twice. Servers close idle connections after whole seconds (nginx 75, Apache and Node.js 5): within
-# the first one the race is practically excluded, and connections under load are still reused.
-FRESH = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +53,12 @@ class Origin:
     port: int
     socket: str = ""
     http2: bool = False  #: it is to be spoken to in HTTP/2
+    #: All of that in one string, whose hash is not worked out each time.
+    key: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.protocol, self.hostname, self.port, self.socket, self.http2)
+        object.__setattr__(self, "key", repr(parts))
 
 
 class OriginHandler(Protocol):
@@ -108,7 +109,7 @@ class OriginPool:
         keeps the timeout of connecting and of a TLS handshake
     :param idle_timeout: seconds without a byte either way after which an exchange fails
     :param keep_alive: seconds for which an unused connection is kept
-    :param max_idle: unused connections kept per origin
+    :param max_idle: unused connections kept per origin; beyond that they are kept for a second
     :param max_idle_total: unused connections kept in all
     :param max_header_size: bytes of a response's head, and of its trailers
     :param max_header_count: fields in a response's head, and in its trailers
@@ -140,7 +141,7 @@ class OriginPool:
         self.factory = _Factory(self)
         self.seconds = clock.seconds
         self.deadlines = deadlines
-        self.idle = IdleConnections(clock, max_idle, max_idle_total)
+        self.idle = IdleConnections(clock, deadlines, max_idle, max_idle_total)
         self.idle_timeout = idle_timeout
         self.keep_alive = keep_alive
         self.max_header_size = max_header_size

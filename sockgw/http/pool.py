@@ -6,11 +6,18 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorTime
 
+from sockgw.deadlines import Deadlines
+
 if TYPE_CHECKING:
     from sockgw.http.client import Origin
     from sockgw.http.originconnection import OriginConnection
 
-__all__ = ["IdleConnections"]
+__all__ = ["FRESH", "IdleConnections"]
+
+# Seconds of idleness up to which a connection is good enough for a request that must not be sent
+# twice. Servers close idle connections after whole seconds (nginx 75, Apache and Node.js 5): within
+# the first one the race is practically excluded, and connections under load are still reused.
+FRESH = 1.0
 
 
 class IdleConnections:
@@ -20,46 +27,64 @@ class IdleConnections:
     others get old enough to be let go. Their age is the connection's own deadline; whoever ends
     an idle connection calls :meth:`discard` first.
 
-    :param max_per_origin: over it, the origin's oldest is closed
+    Under load there are, from one turn to the next, as many of an origin as requests were under way
+    to it. To close them at once because they are too many would be to dial them all again, so the
+    oldest of too many are kept for a second. They are never more than were busy within that second.
+
+    :param max_per_origin: over it, the origin's oldest are kept as long as they are fresh; none are
+        kept at all where it is 0
     :param max_total: over it, the oldest of all is closed
     """
 
-    def __init__(self, clock: IReactorTime, max_per_origin: int, max_total: int) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: IReactorTime, deadlines: Deadlines, max_per_origin: int, max_total: int
+    ) -> None:
+        self._seconds = clock.seconds
+        self._deadlines = deadlines
+        self._fresh = deadlines.patience(FRESH)
         self._max_per_origin = max_per_origin
-        self._max_total = max_total
-        self._stacks: dict[Origin, list[OriginConnection]] = {}
+        self._max_total = max_total if max_per_origin else 0
+        self._stacks: dict[str, list[OriginConnection]] = {}  # by the origin's key
         self._oldest_first: dict[OriginConnection, None] = {}  # an ordered set
 
     def __len__(self) -> int:
         return len(self._oldest_first)
 
     def put(self, connection: OriginConnection) -> None:
-        """Keep the connection; close the oldest where that makes one too many."""
-        connection.idle_since = self._clock.seconds()
-        stack = self._stacks.get(connection.origin)
+        """Keep the connection; part with the oldest where that makes one too many."""
+        connection.idle_since = self._seconds()
+        key = connection.origin.key
+        stack = self._stacks.get(key)
         if stack is None:
-            stack = self._stacks[connection.origin] = []
+            self._stacks[key] = stack = []
         stack.append(connection)
-        self._oldest_first[connection] = None
-        if len(stack) > self._max_per_origin:
-            self._evict(stack[0])
-        elif len(self._oldest_first) > self._max_total:
-            self._evict(next(iter(self._oldest_first)))
+        oldest_first = self._oldest_first
+        oldest_first[connection] = None
+        surplus = len(stack) - self._max_per_origin
+        if surplus > 0:
+            # Those below it had their turn when there were fewer.
+            oldest = stack[surplus - 1]
+            deadline = self._deadlines.now + self._fresh
+            if oldest.deadline is None or oldest.deadline > deadline:
+                oldest.deadline = deadline
+        if len(oldest_first) > self._max_total:
+            oldest = next(iter(oldest_first))
+            self.discard(oldest)
+            oldest.close()
 
     def take(self, origin: Origin, max_age: float | None = None) -> OriginConnection | None:
         """Return the connection to that origin used last, which is then no longer kept.
 
         :param max_age: seconds that it may have been idle at most; None for any time
         """
-        stack = self._stacks.get(origin)
+        stack = self._stacks.get(origin.key)
         if stack is None:
             return None
-        if max_age is not None and self._clock.seconds() - stack[-1].idle_since >= max_age:
+        if max_age is not None and self._seconds() - stack[-1].idle_since >= max_age:
             return None
         connection = stack.pop()
         if not stack:
-            del self._stacks[origin]
+            del self._stacks[origin.key]
         del self._oldest_first[connection]
         return connection
 
@@ -68,11 +93,8 @@ class IdleConnections:
         if connection not in self._oldest_first:
             return
         del self._oldest_first[connection]
-        stack = self._stacks[connection.origin]
+        key = connection.origin.key
+        stack = self._stacks[key]
         stack.remove(connection)
         if not stack:
-            del self._stacks[connection.origin]
-
-    def _evict(self, connection: OriginConnection) -> None:
-        self.discard(connection)
-        connection.close()
+            del self._stacks[key]

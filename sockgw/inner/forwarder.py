@@ -9,7 +9,8 @@ them. Bytes go through as they come, and each side is told to pause by the other
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Protocol
 
 from sockgw.http.client import Origin, OriginHandler, OriginPool
@@ -25,6 +26,9 @@ __all__ = ["Forwarder", "OriginSide", "RawOrigins"]
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HTTP = ("http", "https")
 _MAX_ROUTES = 10_000  # destinations whose decision is remembered
+
+# What a destination consists of: hashed in C, where its own hash would be Python's.
+_all_of = attrgetter(*(part.name for part in fields(Destination)))
 
 
 class OriginSide(Protocol):
@@ -71,6 +75,8 @@ class Route:
 
     origin: Origin
     host: bytes  #: the value of ``Host``, where the request brings none
+    raw: bool  #: they are streams of bytes
+    told: tuple[str, str, int] | None  #: the origin's URL, which the outer layer does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +102,21 @@ class Forwarder:
         self._raw = raw or {}
         self._allow = allow
         self._services = services
-        self._routes: dict[Destination, Route | Refusal] = {}
+        self._routes: dict[tuple[object, ...], Route | Refusal] = {}
 
     def __call__(
         self, tunnel: Tunnel, stream: Stream, head: RequestHead, to: Destination, complete: bool
     ) -> StreamHandler:
         passage = _Passage(tunnel, stream)
-        route = self._routes.get(to) or self._route(to)
+        route = self._routes.get(_all_of(to)) or self._route(to)
         if isinstance(route, Refusal):
             stream.reset(route.code, route.detail)
             return passage
-        if to.raw:
+        if route.raw:
             passage.switched = True
             passage.exchange = self._raw[to.protocol].connect(route.origin, passage)
             return passage
-        if to.service:
-            origin = route.origin
-            passage.told_origin = (origin.protocol, origin.hostname, origin.port)
+        passage.told_origin = route.told
         passage.exchange = self._pool.request(
             route.origin, head, complete=complete, handler=passage, host=route.host
         )
@@ -122,7 +126,7 @@ class Forwarder:
         route = self._decide(to)
         if len(self._routes) >= _MAX_ROUTES:
             self._routes.clear()
-        self._routes[to] = route
+        self._routes[_all_of(to)] = route
         return route
 
     def _decide(self, to: Destination) -> Route | Refusal:
@@ -152,16 +156,22 @@ class Forwarder:
         if origin.port != _DEFAULT_PORTS.get(origin.protocol):
             host = f"{host}:{origin.port}"
         try:
-            return Route(origin, host.encode("ascii"))
+            host_field = host.encode("ascii")
         except UnicodeEncodeError:
             return Refusal(StreamCode.DNS_ERROR, f"{origin.hostname!r} is not a host name")
+        told = (origin.protocol, origin.hostname, origin.port) if to.service else None
+        return Route(origin, host_field, to.raw, told)
 
 
 class _Passage:
-    """One stream and the request that it became; handles both."""
+    """One stream and the request that it became; handles both.
+
+    The exchange is let go of as soon as it is over: they refer to each other.
+    """
 
     __slots__ = (
         "_ended",
+        "_half_ended",
         "_stream",
         "_tunnel",
         "_unconsumed",
@@ -175,6 +185,7 @@ class _Passage:
         self._stream = stream
         self._unconsumed = 0
         self._ended = False  # nothing more goes to the origin
+        self._half_ended = False  # one way of two
         self.exchange: OriginSide | None = None
         #: Bytes go both ways, and each way ends for itself.
         self.switched = False
@@ -198,11 +209,14 @@ class _Passage:
     def ended(self, trailers: Headers) -> None:
         if self.exchange is not None and not self._ended:
             self.exchange.finish(trailers)
+            if self.switched:
+                self._end_half()
 
     def reset(self, code: StreamCode, detail: str) -> None:
         self._ended = True
-        if self.exchange is not None:
-            self.exchange.abort()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.abort()
 
     def drained(self) -> None:
         if self.exchange is not None:
@@ -216,7 +230,8 @@ class _Passage:
 
     def responded(self, head: ResponseHead) -> None:
         head.origin = self.told_origin
-        self.switched |= head.status == 101
+        if head.status == 101:
+            self.switched = True
         self._respond(head)
 
     def body_received(self, data: bytes) -> None:
@@ -226,7 +241,11 @@ class _Passage:
             self.exchange.pause_response()
 
     def body_ended(self, trailers: Headers) -> None:
-        self._ended = not self.switched
+        if self.switched:
+            self._end_half()
+        else:
+            self._ended = True
+            self.exchange = None
         try:
             self._stream.end(trailers)
         except (LocalError, ValueError) as error:
@@ -235,6 +254,7 @@ class _Passage:
 
     def failed(self, code: StreamCode, detail: str) -> None:
         self._ended = True
+        self.exchange = None
         self._stream.reset(code, detail)
         self._tunnel.hurry()
 
@@ -257,6 +277,12 @@ class _Passage:
     def _too_large(self, error: Exception) -> None:
         """A head or trailers are larger than a frame, or have names that are none."""
         self._ended = True
+        exchange, self.exchange = self.exchange, None
         self._stream.reset(StreamCode.TOO_LARGE, str(error))
-        if self.exchange is not None:
-            self.exchange.abort()
+        if exchange is not None:
+            exchange.abort()
+
+    def _end_half(self) -> None:
+        if self._half_ended:
+            self.exchange = None
+        self._half_ended = True
