@@ -1,5 +1,7 @@
 """Connections to names: what is resolved, permitted, tried, and in which order."""
 
+from socket import SOCK_STREAM, getaddrinfo
+
 from inner_certificates import Client, Echo, Listener
 from inner_reactor import Reactor
 from twisted.internet import reactor
@@ -97,6 +99,38 @@ class TCPEndpointTests(SynchronousTestCase):
             self.failureResultOf(TCPEndpoint(memory, name, 80).connect(FACTORY), DNSLookupError)
             assert memory.nameResolver.asked == []
 
+    def test_addresses_are_not_resolved(self) -> None:
+        for host, dialled in (
+            ("192.0.2.1", "192.0.2.1"),
+            ("2001:DB8:0::1", "2001:db8::1"),
+            ("::ffff:192.0.2.1", "::ffff:192.0.2.1"),
+        ):
+            memory = Reactor(None)
+            asked: list[str] = []
+            permits = lambda address, asked=asked: not asked.append(address)  # noqa: E731
+            connecting = TCPEndpoint(memory, host, 80, permits=permits).connect(FACTORY)
+            assert memory.nameResolver.asked == []
+            assert asked == [dialled]
+            assert memory.dialled == [(dialled, 80)]
+            memory.succeed(0)
+            self.successResultOf(connecting)
+            connecting = TCPEndpoint(memory, host, 80, permits=lambda _: False).connect(FACTORY)
+            self.failureResultOf(connecting, NotPermitted)
+            assert len(memory.dialled) == 1
+
+    def test_what_is_an_address_to_the_system_alone_is_resolved(self) -> None:
+        for host in ("127.1", "0x7f.1", "2130706433", "010.0.0.1", "fe80::1%eth0", "::1%", "1.2"):
+            memory = Reactor(["192.0.2.1"])
+            connecting = TCPEndpoint(memory, host, 80, permits=lambda _: False).connect(FACTORY)
+            self.failureResultOf(connecting, NotPermitted)
+            assert memory.nameResolver.asked == [host]
+
+    def test_no_layer_is_left_between_the_connection_and_its_protocol(self) -> None:
+        memory = Reactor(NAME)
+        connecting = TCPEndpoint(memory, "name", 80).connect(FACTORY)
+        transport = memory.succeed(0)
+        assert transport.protocol is self.successResultOf(connecting)
+
     def test_cancelled_while_resolving(self) -> None:
         memory = Reactor(None)
         connecting = TCPEndpoint(memory, "name", 80).connect(FACTORY)
@@ -136,6 +170,21 @@ class RealTCPTests(TestCase):
             assert client.transport.getTcpNoDelay()
             await client.until(b"hello")
             await client.close()
+
+    def test_addresses_are_what_the_system_takes_them_for(self) -> None:
+        for host in (
+            "127.0.0.1",
+            "0.0.0.0",
+            "::",
+            "::1",
+            "::7F00:1",
+            "::ffff:127.0.0.1",
+            "FE80::1",
+        ):
+            (_, _, _, _, (dialled, *_)), *_ = getaddrinfo(host, 80, type=SOCK_STREAM)
+            memory = Reactor(None)
+            TCPEndpoint(memory, host, 80).connect(FACTORY)
+            assert memory.dialled == [(dialled, 80)]
 
     async def test_unknown_name(self) -> None:
         endpoint = TCPEndpoint(reactor, "nowhere.invalid", 80)

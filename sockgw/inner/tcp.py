@@ -8,6 +8,7 @@ tell a name without addresses from one whose addresses are all forbidden.
 
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -26,7 +27,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["NotPermitted", "TCPEndpoint", "host_and_port", "is_loopback", "resolve"]
+__all__ = ["NotPermitted", "TCPEndpoint", "host_and_port", "is_loopback", "resolve", "unwrap"]
 
 _ATTEMPT_DELAY = 0.25  # seconds between attempts: RFC 8305, section 5
 _TIMEOUT = 30.0  # seconds for one attempt: Twisted's own default
@@ -56,9 +57,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def unwrap(protocol: Any) -> None:
+    """Let what arrives come to the protocol of a new connection itself.
+
+    Twisted's endpoints leave a layer of theirs between, whose work is done.
+    """
+    protocol.transport.protocol = protocol
+
+
 async def resolve(
     reactor: Any, host: str, port: int, permits: Callable[[str], bool]
-) -> list[IPv4Address | IPv6Address]:
+) -> list[_Address]:
     """Return those addresses of a name that are permitted, at least one.
 
     Raises DNSLookupError or NotPermitted.
@@ -80,6 +89,25 @@ async def resolve(
         raise DNSLookupError(f"no answer about {host} in time") from None
     if not addresses:
         raise DNSLookupError(f"no address for {host}")
+    return _permitted(host, addresses, permits)
+
+
+def _literal(host: str, port: int) -> _Address | None:
+    """Return the address that the resolver would make of a plain address; None for all else.
+
+    That is also what getaddrinfo alone takes for one: ``127.1``, and IPv6 with a zone.
+    """
+    try:
+        if ":" in host:
+            return IPv6Address("TCP", inet_ntop(AF_INET6, inet_pton(AF_INET6, host)), port)
+        return IPv4Address("TCP", inet_ntop(AF_INET, inet_pton(AF_INET, host)), port)
+    except (OSError, ValueError):
+        return None
+
+
+def _permitted(
+    host: str, addresses: list[_Address], permits: Callable[[str], bool]
+) -> list[_Address]:
     permitted = [address for address in addresses if permits(address.host)]
     if not permitted:
         raise NotPermitted(f"no address of {host} may be dialled")
@@ -120,7 +148,11 @@ class TCPEndpoint:
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        permitted = await resolve(self._reactor, self._host, self._port, self._permits)
+        literal = _literal(self._host, self._port)
+        if literal is None:
+            permitted = await resolve(self._reactor, self._host, self._port, self._permits)
+        else:  # an address needs no thread, and no place among those who wait for one
+            permitted = _permitted(self._host, [literal], self._permits)
         return await _Race(self._reactor, map(self._attempt, permitted), factory).start()
 
     def _attempt(self, address: _Address) -> IStreamClientEndpoint:
@@ -192,6 +224,7 @@ class _Race:
         self._running.remove(attempt)
         self._stop()
         protocol.transport.setTcpNoDelay(True)
+        unwrap(protocol)
         self._result.callback(protocol)
 
     def _lost(self, failure: Failure, attempt: Deferred[IProtocol]) -> None:

@@ -13,6 +13,8 @@ from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClie
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
+from sockgw.inner.tcp import unwrap
+
 __all__ = ["UnixEndpoint"]
 
 # Seconds between attempts: the first, doubled up to the last.
@@ -46,6 +48,7 @@ class UnixEndpoint:
                 if not _is_full(error):
                     raise
             else:
+                unwrap(protocol)
                 return protocol
             await deferLater(self._reactor, pause)
             pause = min(2 * pause, _LAST_PAUSE)
