@@ -31,7 +31,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sockgw.http.headers import end_to_end, lower, upgrades_to
-from sockgw.http.shapes import Shape, name_of, shapes
+from sockgw.http.shapes import name_of, shapes
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, ResponseHead
 
@@ -293,12 +293,14 @@ class OriginConnection:
 
     def send(self, data: bytes) -> None:
         """Write a part of the request."""
-        self._touch()
+        if not self._paused and self._state is not _SWITCHED:
+            self.deadline = self._deadlines.now + self._patience
         self.transport.write(data)
 
     def send_parts(self, parts: Iterable[bytes]) -> None:
         """Write parts of the request, without joining them here."""
-        self._touch()
+        if not self._paused and self._state is not _SWITCHED:
+            self.deadline = self._deadlines.now + self._patience
         self.transport.writeSequence(parts)
 
     def close_half(self) -> None:
@@ -396,7 +398,9 @@ class OriginConnection:
 
         In this order, so that a request made from within ``body_ended`` finds the connection idle.
         """
-        trailers, self._trailers = self._trailers, []
+        trailers = self._trailers
+        if trailers:
+            self._trailers = []
         self._exchange = None
         self._state = _IDLE
         if not exchange.sent or exchange.congested:
@@ -440,9 +444,11 @@ class OriginConnection:
         ) and self._oversized():
             exchange.fail(StreamCode.TOO_LARGE, "head too large")
             return
+        version = self._parser.get_http_version()
         try:
             shape = shapes[tuple(map(name_of, headers))]
-            chunked, length = self._framing(shape, headers)
+            if version != "1.1" or shape.codings:
+                _check_coding(version, [headers[place][1] for place in shape.codings])
         except ValueError as error:
             exchange.fail(StreamCode.ORIGIN_MALFORMED, str(error))
             return
@@ -454,7 +460,8 @@ class OriginConnection:
         if status < 200:
             self._informed += 1
             # llhttp would read a body after some of them (RFC 9110, section 15.2: there is none).
-            if status in _UNEXPECTED or chunked or length or self._informed > _MAX_INFORMED:
+            body = shape.codings or any(int(headers[place][1]) for place in shape.lengths)
+            if status in _UNEXPECTED or body or self._informed > _MAX_INFORMED:
                 exchange.fail(StreamCode.ORIGIN_MALFORMED, "unexpected interim response")
             else:
                 exchange.handler.informed(head)
@@ -465,7 +472,7 @@ class OriginConnection:
             self._keep_alive = self._parser.should_keep_alive()
             self._state = _DONE
         else:
-            self._until_close = not chunked and length is None
+            self._until_close = not shape.codings and not shape.lengths
             self._state = _BODY
         exchange.handler.responded(head)
 
@@ -525,18 +532,13 @@ class OriginConnection:
             size += len(name) + len(value) + _FIELD_OVERHEAD
         return size > self._pool.max_header_size
 
-    def _framing(self, shape: Shape, headers: Headers) -> tuple[bool, int | None]:
-        """Return whether the body is chunked, and its length where one is given.
 
-        llhttp has refused both together and any doubtful Content-Length; here goes what it lets
-        pass. Raises ValueError (RFC 9112, section 6.1).
-        """
-        version = self._parser.get_http_version()
-        if version != "1.1" and version != "1.0":
-            raise ValueError("unknown version of HTTP")
-        if shape.codings:
-            value = headers[shape.codings[0]][1]
-            if len(shape.codings) > 1 or value.lower() != b"chunked" or version == "1.0":
-                raise ValueError("unknown transfer coding")
-            return True, None
-        return False, int(headers[shape.lengths[0]][1]) if shape.lengths else None
+def _check_coding(version: str, codings: list[bytes]) -> None:
+    """Raise ValueError where it is not certain how a body is framed (RFC 9112, section 6.1).
+
+    llhttp has refused a length with a coding, and any doubtful length; here goes what it lets pass.
+    """
+    if version not in ("1.1", "1.0"):
+        raise ValueError("unknown version of HTTP")
+    if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or version == "1.0"):
+        raise ValueError("unknown transfer coding")

@@ -98,7 +98,10 @@ class OriginExchange:
             self._remaining = remaining - len(data)
             # Before finish() says so: the answer may come as soon as the last byte is written.
             self.sent = self._remaining == 0
-            self._send((data,))
+            if self.held is None and self.connection is not None:
+                self.connection.send(data)
+            else:
+                self._send((data,))
 
     def finish(self, trailers: Headers | None = None) -> None:
         """The request's body is complete.

@@ -225,14 +225,16 @@ class _Passage:
     # ------------------------------------------------------------------ from the origin
 
     def informed(self, head: ResponseHead) -> None:
-        head.origin = self.told_origin
-        self._respond(head)
+        self.responded(head)
 
     def responded(self, head: ResponseHead) -> None:
         head.origin = self.told_origin
         if head.status == 101:
             self.switched = True
-        self._respond(head)
+        try:
+            self._stream.respond(head)
+        except (LocalError, ValueError) as error:
+            self._too_large(error)
 
     def body_received(self, data: bytes) -> None:
         stream = self._stream
@@ -267,12 +269,6 @@ class _Passage:
     @property
     def suspended(self) -> bool:
         return self._tunnel.suspended
-
-    def _respond(self, head: ResponseHead) -> None:
-        try:
-            self._stream.respond(head)
-        except (LocalError, ValueError) as error:
-            self._too_large(error)
 
     def _too_large(self, error: Exception) -> None:
         """A head or trailers are larger than a frame, or have names that are none."""
