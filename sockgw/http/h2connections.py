@@ -58,6 +58,8 @@ class H2Connections:
         self._http1: dict[Origin, float] = {}  # until when, in seconds of the deadlines' clock
         self.limits = limits
         self.deadlines = pool.deadlines
+        #: Seconds beyond the deadlines' now in which another byte must have come or gone.
+        self.patience = pool.deadlines.patience(pool.idle_timeout)
         self.keep_alive = pool.keep_alive
         self.max_header_size = pool.max_header_size
         self.max_header_count = pool.max_header_count
@@ -119,10 +121,6 @@ class H2Connections:
         return self._pool.request_http1(
             exchange.origin, exchange.head, exchange.complete, exchange.handler
         )
-
-    def idle_deadline(self) -> float:
-        """Return until when another byte must have come or gone."""
-        return self.deadlines.after(self._pool.idle_timeout)
 
     def unwatch(self, exchange: H2OriginExchange) -> None:
         """The exchange has no deadline any more."""

@@ -380,7 +380,7 @@ class H2OriginExchange:
 
     def _touch(self) -> None:
         if not self.paused:
-            self.deadline = self.pool.idle_deadline()
+            self.deadline = self.pool.deadlines.now + self.pool.patience
 
     def _leave(self) -> None:
         """It is on no stream, and not waiting."""

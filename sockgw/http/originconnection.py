@@ -202,6 +202,7 @@ class OriginConnection:
         state, self._state = self._state, _CLOSED
         exchange, self._exchange = self._exchange, None
         self.deadline = None
+        del self._parser  # a cycle: it holds our callbacks
         self._pool.lost(self)
         # TLS cut without close_notify comes as ConnectionLost: that may be an attacker's cut.
         self._conclude(exchange, state, isinstance(reason.value, ConnectionDone))
