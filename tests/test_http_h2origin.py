@@ -300,6 +300,15 @@ def test_trailers(bench: H2Bench) -> None:
     assert handler.trailers == [(b"grpc-status", b"0"), (b"x-a", b"1")]
 
 
+def test_what_ends_at_a_hop_stays_here(bench: H2Bench) -> None:
+    handler = bench.request()
+    bench.peer.head(1, (":status", "200"), ("proxy-authenticate", "Basic"), ("te", "x"), ("a", "1"))
+    assert handler.head.headers == [(b"a", b"1")]
+    bench.peer.h2.send_headers(1, [("http2-settings", "x"), ("a", "1")], end_stream=True)
+    bench.peer.send()
+    assert handler.trailers == [(b"a", b"1")]
+
+
 def test_nothing_but_a_head(bench: H2Bench) -> None:
     handler = bench.request("POST", complete=False)
     bench.peer.head(1, (":status", "200"), ("grpc-status", "5"), end=True)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,24 @@ def test_a_connection_serves_its_origin_only() -> None:
         Origin("https", ORIGIN.hostname, ORIGIN.port),
         Origin(ORIGIN.protocol, "other.example", ORIGIN.port),
         Origin(ORIGIN.protocol, ORIGIN.hostname, 81),
+        Origin(ORIGIN.protocol, ORIGIN.hostname, ORIGIN.port, "/run/app.sock"),
     ):
         assert not served(bench, origin=origin).exchange.reused
-        assert served(bench, origin=origin).exchange.reused
-    assert len(bench.transports) == 4
+        assert served(bench, origin=Origin(**_parts(origin))).exchange.reused
+    assert len(bench.transports) == 5
+
+
+def _parts(origin: Origin) -> dict[str, Any]:
+    return {part.name: getattr(origin, part.name) for part in fields(origin) if part.init}
+
+
+def test_an_origin_is_known_by_all_of_its_parts() -> None:
+    parts = _parts(ORIGIN)
+    others = {"protocol": "https", "hostname": "x", "port": 81, "socket": "/x", "http2": True}
+    assert others.keys() == parts.keys()
+    keys = {ORIGIN.key, *(Origin(**parts | {name: other}).key for name, other in others.items())}
+    assert len(keys) == 6
+    assert Origin("http", "a', 80", 80).key != Origin("http", "a", 80).key
 
 
 def test_the_last_used_comes_first() -> None:

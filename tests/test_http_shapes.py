@@ -46,6 +46,15 @@ def test_a_clean_head_has_one_host_and_passes_as_it_is(several):
         assert shape.te == ((b"TE", b"trailers") in expected)
 
 
+def test_te_passes_as_we_say_it_whatever_else_is_said():
+    for values in ([b"trailers"], [b"x"], [b"gzip", b"trailers"], [b"trailers", b"gzip"]):
+        fields = [(b"TE", value) for value in values]
+        expected = [(b"TE", b"trailers")] if b"trailers" in values else []
+        assert shape_of(fields).end_to_end(fields) == expected
+        fields.append((b"A", b"1"))
+        assert shape_of(fields).end_to_end(fields) == [(b"A", b"1"), *expected]
+
+
 def test_places():
     names = (b"content-length", b"HOST", b"Content-Length", b"transfer-encoding", b"te", b"host")
     shape = shapes[names]

@@ -1,10 +1,13 @@
 """The forwarder between a real tunnel and a real pool of origins' connections on strict fakes."""
 
+import gc
+
 import pytest
 from originfakes import Bench
 from tunnelpair import TunnelPair
 
 from sockgw.http.client import Origin, OriginError
+from sockgw.http.originexchange import OriginExchange
 from sockgw.inner.allow import AllowList
 from sockgw.inner.forwarder import Forwarder
 from sockgw.protocol.errors import StreamCode
@@ -666,6 +669,68 @@ def test_interim_responses_pass(inner):
     assert inner.sent().endswith(b"4\r\nbody\r\n0\r\n\r\n")
     inner.receive(OK)
     assert caller.body == b"ok"
+
+
+# ---------------------------------------------------------------------- the end
+
+
+def answered(inner):
+    inner.open()
+    inner.sent()
+    inner.receive(OK)
+
+
+def answered_early(inner):
+    inner.open(method=b"PUT", complete=False)
+    inner.receive(OK)
+
+
+def broken_off(inner):
+    inner.open().stream.reset(StreamCode.CANCELLED)
+    inner.run()
+
+
+def malformed(inner):
+    inner.open()
+    inner.receive(b"no HTTP")
+
+
+def too_large(inner):
+    inner.open()
+    fields = b"".join(b"X-%d: %b\r\n" % (n, b"x" * 1_000) for n in range(140))
+    inner.receive(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n")
+
+
+def ended_by_the_origin(inner):
+    test_the_origin_ends_first(inner)
+
+
+def ended_by_the_client(inner):
+    test_the_client_ends_first(inner)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        answered,
+        answered_early,
+        broken_off,
+        malformed,
+        too_large,
+        ended_by_the_origin,
+        ended_by_the_client,
+    ],
+)
+def test_an_exchange_that_is_over_is_gone_without_the_garbage_collector(way):
+    inner = Inner(max_header_size=1_000_000, max_header_count=1_000)
+    gc.collect()
+    gc.disable()
+    try:
+        way(inner)
+        inner.origins.transports.clear()
+        assert not [each for each in gc.get_objects() if type(each) is OriginExchange]
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------------- failures

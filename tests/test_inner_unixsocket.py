@@ -149,7 +149,8 @@ class Dialling(TestCase):
 
     async def test_it_connects(self) -> None:
         self.bound("app").listen()
-        await self.dial(str(self.directory / "app"))
+        protocol = await self.dial(str(self.directory / "app"))
+        assert protocol.transport.protocol is protocol  # with no layer between
 
     async def test_failures(self) -> None:
         (self.directory / "file").touch()
