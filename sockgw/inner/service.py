@@ -25,7 +25,7 @@ from sockgw.inner.rawtcp import RawTCP
 from sockgw.inner.rawudp import RawUDP
 from sockgw.keys import UnusableKey, load_private_key
 from sockgw.options import RoleOptions
-from sockgw.tunnel.carrier import FAST_MASKING
+from sockgw.tunnel.masking import FAST
 
 __all__ = ["InnerService", "make_service"]
 
@@ -105,7 +105,7 @@ class InnerService(Daemon):
         self.connector.setServiceParent(self)
 
     def startService(self) -> None:
-        if not FAST_MASKING:
+        if not FAST:
             self._log.warn("Autobahn's native code is missing: WebSocket masking will be slow")
         if self._key.exposed:
             self._log.warn("the private key can be read by others on this machine")

@@ -42,7 +42,8 @@ from sockgw.outer.site import (
 from sockgw.outer.targets import Target, Targets
 from sockgw.outer.targetsfile import TargetsFile
 from sockgw.outer.udp import UDPListener
-from sockgw.tunnel.carrier import FAST_MASKING, server_resource
+from sockgw.tunnel.carrier import server_resource
+from sockgw.tunnel.masking import FAST
 
 # On the socket port, beside the tunnels: handshakes under way, health checks, the admin page.
 _SPARE_CONNECTIONS = 1_000
@@ -198,7 +199,7 @@ class OuterService(Daemon):
         super().startService()
         self._targets.start()
         self._keyring.start()
-        if not FAST_MASKING:
+        if not FAST:
             self._log.warn("Autobahn's native code is missing: WebSocket masking will be slow")
         config = self._config
         if not config.socket_host and not all(map(_ends_tls, config.socket_port)):

@@ -3,6 +3,12 @@
 Both ends are the same thing to their listener: whole binary messages in and out, a sign of life for
 every byte that comes, pause and resume from the transport below, and one ``closed`` at the end.
 
+A peer that is known sends whole binary messages and hardly anything else. Those are taken here,
+before Autobahn, which makes two dozen calls for each of them and as many for each read that brings
+a part of one. It gets all the rest: control frames, fragments, text, and whatever is wrong; it has
+the last word on what breaks the standard, and what a stranger sends is all its own. Between two
+frames it hands back, so that one ping does not leave it with all that follows.
+
 What Autobahn does by itself and is undone here: it formats debug lines and fires Deferreds for
 every message, logs each failure although its owner does, accepts any Origin, and knows no limits
 until told. Its timers run on the global reactor, floored to whole seconds, and do not cover a peer
@@ -11,9 +17,11 @@ that begins to close and then keeps the connection: the two that are needed are 
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from struct import Struct
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -24,7 +32,6 @@ from autobahn.twisted.websocket import (
     WebSocketServerFactory,
     WebSocketServerProtocol,
 )
-from autobahn.websocket import USES_NVX
 from autobahn.websocket.types import ConnectionDeny
 from OpenSSL import SSL
 from twisted.internet.interfaces import (
@@ -38,9 +45,9 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from sockgw.protocol.frames import MAX_MESSAGE
+from sockgw.tunnel.masking import mask
 
 __all__ = [
-    "FAST_MASKING",
     "NOBODY",
     "SUBPROTOCOL",
     "Carrier",
@@ -50,9 +57,6 @@ __all__ = [
 ]
 
 SUBPROTOCOL = "sockgw.1"
-
-FAST_MASKING: bool = bool(USES_NVX)
-"""Whether masking is native; without it each byte costs a step of the interpreter."""
 
 MAX_GREETING = 8_192  # bytes of a message before the peer has said who it is
 # Bytes of everything before that: one read of a socket, several times what a handshake can have.
@@ -66,6 +70,19 @@ _END_TIMEOUT = 1.0  # seconds from the first word of an end, by either side, unt
 NOT_SENT = 65_536
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)  # linux/tcp.h
 
+_CONNECTING = WebSocketServerProtocol.STATE_CONNECTING
+_OPEN = WebSocketServerProtocol.STATE_OPEN
+_CLOSED = WebSocketServerProtocol.STATE_CLOSED
+
+# RFC 6455, section 5.2: the first byte, one that says whether there is a key, and the length.
+_BINARY = 0x82  # the only frame of a binary message, without extensions
+_KEYED = 0x80
+_SMALL = 125  # bytes; longer than that have their length in the bytes that follow
+_head = Struct(">BB").pack
+_head_16 = Struct(">BBH").pack
+_head_64 = Struct(">BBQ").pack
+_KEYS = 1_024  # bytes of randomness that are drawn at once
+
 _DONE = 1000  # "normal closure", RFC 6455 section 7.4.1
 _REFUSED = 1008  # "policy violation", RFC 6455 section 7.4.1: all that a stranger is told
 
@@ -77,7 +94,7 @@ class CarrierListener(Protocol):
         """Some bytes came, whatever they are: the peer lives."""
 
     def message_received(self, message: bytes) -> None:
-        """A whole binary message came."""
+        """A whole binary message came; ``heard`` is not said beside it."""
 
     def pause(self) -> None:
         """The transport is full: send nothing until ``resume``. May come from within ``send``."""
@@ -168,11 +185,26 @@ class _CarrierMixin:
     _timer: IDelayedCall | None = None
     _gone = False  # there is no connection any more, or soon
 
+    # Autobahn's, of what it has begun to read.
+    data: bytes
+    current_frame: object
+    inside_message: bool
+
+    _known = False
+    _allowance: int | None = None  # bytes that a peer may send before it is known
+    _their_key = 0  # _KEYED where the peer must mask what it sends
+    _our_key = 0  # the same for us
+    _half = bytearray()  # of a message that has begun to come
+    _half_key = b""
+    _missing = 0  # bytes of that message that are to come
+    _keys = b""  # randomness for masks, and where the next one begins
+    _next_key = 0
+
     def _start(self) -> None:
         self._keep_the_kernels_queue_short()
         # After an upgrade the HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
-        if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
+        if self.state == _OPEN:
             self.transport.registerProducer(self, True)
 
     def _keep_the_kernels_queue_short(self) -> None:
@@ -184,12 +216,94 @@ class _CarrierMixin:
     # Autobahn's hooks, in camel case.
 
     def dataReceived(self, data: bytes) -> None:
+        if not self._known:
+            if self._allowance is not None and self.state != _CONNECTING:
+                self._allowance -= len(data)
+                if self._allowance < 0:
+                    self.abort()
+                    return
+        elif self._missing or (
+            self.current_frame is None and not self.inside_message and not self.data
+        ):
+            data = self._take(data)
+            if not data:
+                return
         state = self.state
-        if state == self.STATE_OPEN:  # type: ignore[attr-defined]
+        if state == _OPEN:
             self.listener.heard()
-        elif state == self.STATE_CLOSED:  # type: ignore[attr-defined]
+        elif state == _CLOSED:
             return  # Autobahn would pile it up
         self._dataReceived(data)  # type: ignore[attr-defined]
+
+    def processData(self) -> bool:
+        # Called in a loop, until it is false; whatever is left in ``data`` is awaited.
+        if (
+            self._known
+            and self.current_frame is None
+            and not self.inside_message
+            and self.state == _OPEN
+        ):
+            data, self.data = self.data, b""
+            self.data = self._take(data)
+            if not self.data or self.state == _CLOSED:
+                return False
+        return bool(super().processData())  # type: ignore[misc]
+
+    def _take(self, data: bytes) -> bytes:
+        """Deliver the messages at the front of ``data``, which begins with a frame or goes on with
+        one. Return the rest, which is Autobahn's: it begins with another frame.
+        """
+        size = len(data)
+        position = missing = self._missing
+        if missing:
+            if size < missing:
+                self._half += data
+                self._missing = missing - size
+                if self.state == _OPEN:
+                    self.listener.heard()
+                return b""
+            self._half += memoryview(data)[:missing]
+            half, self._half = self._half, bytearray()
+            self._missing = 0
+            if self.state == _OPEN:  # or nobody waits for it any more
+                self.listener.message_received(
+                    mask(self._half_key, half) if self._their_key else bytes(half)
+                )
+        keyed = self._their_key
+        while size - position >= 2 and data[position] == _BINARY and self.state == _OPEN:
+            length = data[position + 1] ^ keyed  # with the wrong bit it is beyond 127
+            start = position + 2
+            if length > _SMALL:
+                if length == 126:
+                    start += 2
+                    length = int.from_bytes(data[position + 2 : start], "big")
+                    if length < 126:
+                        break
+                elif length == 127:
+                    start += 8
+                    length = int.from_bytes(data[position + 2 : start], "big")
+                    if length < 65_536:
+                        break
+                else:
+                    break
+            if keyed:
+                start += 4
+            if start > size or length > MAX_MESSAGE:
+                break
+            end = start + length
+            if end > size:
+                self._half_key = data[start - 4 : start]
+                self._half = bytearray(memoryview(data)[start:])
+                self._missing = end - size
+                if not position:
+                    self.listener.heard()
+                return b""
+            position = end
+            message = data[start:end]
+            self.listener.message_received(
+                mask(data[start - 4 : start], message) if keyed else message
+            )
+        return data[position:]
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         # Without the debug line that is coloured for each message, and the tests' chopping.
@@ -202,7 +316,7 @@ class _CarrierMixin:
 
     def onMessageEnd(self) -> None:
         # What the base class does, without a Deferred for each message.
-        if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
+        if self.state == _OPEN:
             message = b"".join(self.message_data)  # type: ignore[has-type]
             if self.message_is_binary:  # type: ignore[attr-defined]
                 self.listener.message_received(message)
@@ -273,10 +387,38 @@ class _CarrierMixin:
     # Ours.
 
     def send(self, message: bytes) -> None:
-        if self.state == self.STATE_OPEN:  # type: ignore[attr-defined]
+        if self.state != _OPEN:
+            return
+        size = len(message)
+        if not self._known or size > MAX_MESSAGE:
             self.sendMessage(message, True)  # type: ignore[attr-defined]
+            return
+        keyed = self._our_key
+        if size <= _SMALL:
+            head = _head(_BINARY, keyed | size)
+        elif size < 65_536:
+            head = _head_16(_BINARY, keyed | 126, size)
+        else:
+            head = _head_64(_BINARY, keyed | 127, size)
+        if keyed:
+            key = self._key()
+            head += key
+            message = mask(key, message)
+        self.transport.writeSequence((head, message))
+
+    def _key(self) -> bytes:
+        # RFC 6455, section 10.3: no one may foresee it, or choose what is seen on the wire.
+        begin = self._next_key
+        self._next_key = begin + 4
+        key = self._keys[begin : begin + 4]
+        if not key:
+            self._keys = os.urandom(_KEYS)
+            self._next_key = 4
+            key = self._keys[:4]
+        return key
 
     def allow_large(self) -> None:
+        self._known = True
         self.maxFramePayloadSize = MAX_MESSAGE
         self.maxMessagePayloadSize = MAX_MESSAGE
 
@@ -303,19 +445,8 @@ class _OuterCarrier(_CarrierMixin, WebSocketServerProtocol):  # type: ignore[mis
     """The end that was dialled."""
 
     factory: _OuterFactory
-    _allowance: int | None = _MAX_FROM_STRANGER  # bytes; None once the peer is known
-
-    def dataReceived(self, data: bytes) -> None:
-        if self._allowance is not None and self.state != self.STATE_CONNECTING:
-            self._allowance -= len(data)
-            if self._allowance < 0:
-                self.abort()
-                return
-        super().dataReceived(data)
-
-    def allow_large(self) -> None:
-        self._allowance = None
-        super().allow_large()
+    _their_key = _KEYED
+    _allowance = _MAX_FROM_STRANGER
 
     def onConnect(self, request: Any) -> str:
         if SUBPROTOCOL not in request.protocols:
@@ -334,6 +465,7 @@ class _InnerCarrier(_CarrierMixin, WebSocketClientProtocol):  # type: ignore[mis
     """The end that dials."""
 
     factory: _InnerFactory
+    _our_key = _KEYED
 
     def connectionMade(self) -> None:
         self._limit(self.factory.handshake_timeout, self._late)
@@ -356,7 +488,7 @@ class _InnerCarrier(_CarrierMixin, WebSocketClientProtocol):  # type: ignore[mis
             self._fail_connection(1002, "the server does not speak this protocol")
 
     def onOpen(self) -> None:
-        if self.state != self.STATE_OPEN:
+        if self.state != _OPEN:
             return  # onConnect has refused
         self._limit(None)
         address = self.transport.getPeer()
