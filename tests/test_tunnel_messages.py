@@ -145,7 +145,10 @@ def frame(first, payload, key=b"", size=None, field=None):
 
 
 def outcome(server, known, reads):
-    """Return all that can be seen of a carrier that reads this, one after the other."""
+    """Return all that can be seen of a carrier that reads this, one after the other.
+
+    Where a read is called "close" or "abort", our side does that.
+    """
     carrier = carrier_of(server, known)
     random.seed(1)  # Autobahn draws the keys of its control frames from there
     listener = carrier.listener
@@ -153,7 +156,10 @@ def outcome(server, known, reads):
     ends = []
     for data in reads:
         listener.alive = False
-        carrier.dataReceived(data)
+        if data in ("close", "abort"):
+            getattr(carrier, data)()
+        else:
+            carrier.dataReceived(data)
         signs.append(listener.alive)
         ends.append(carrier.transport.end)
     state = carrier.state
@@ -269,6 +275,45 @@ def test_each_kind_byte_by_byte(server):
             (300, hash(b"y" * 300)),
             ("closed with code 1000", False),
         ]
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["outer", "inner"])
+def test_each_first_byte(server):
+    """Alone, after a frame of Autobahn's, and within a message that has begun."""
+    key = b"1234" if server else b""
+    for before in (b"", frame(0x89, b"", key), frame(0x02, b"a", key)):
+        for first in range(256):
+            sequence = before + frame(first, b"some", key) + frame(0x82, b"more", key)
+            for place in (0, len(before)):
+                events, *_ = same(server, cut(sequence, [place]))
+                whole = first == 0x82 and before[:1] != b"\x02"
+                assert (events[:2] == [b"some", b"more"]) == whole
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["outer", "inner"])
+def test_what_looks_like_a_frame_within_the_head_of_another(server):
+    key = b"\x80\0\0\0" if server else b""
+    small = frame(0x82, b"ab", key)
+    large = frame(0x82, bytes(0x8200), key)
+    for sequence, place in ((small, 1), (large, 2), (large, 3)):
+        events, *_ = same(server, cut(sequence, [place]))
+        assert len(events) == 2
+
+
+@pytest.mark.parametrize("server", [True, False], ids=["outer", "inner"])
+def test_an_end_of_ours_in_the_middle_of_a_message(server):
+    key = b"1234" if server else b""
+    message = frame(0x82, b"too late", key)
+    rest = message[9:] + message + frame(0x88, b"\x03\xe8", key) + message
+    for end in ("close", "abort"):
+        for place in range(len(rest) + 1):
+            events, *_ = same(server, [message[:9], end, *cut(rest, [place])])
+            assert len(events) == 1
+    for end in (b"close", b"abort"):
+        for before in (b"", frame(0x89, b"", key)):
+            for after in (message, frame(0x88, b"\x03\xe8", key), frame(0x89, b"?", key)):
+                events, *_ = same(server, [before + frame(0x82, end, key) + after, after])
+                assert len(events) == 2
 
 
 @pytest.mark.parametrize("server", [True, False], ids=["outer", "inner"])

@@ -237,12 +237,7 @@ class _CarrierMixin:
 
     def processData(self) -> bool:
         # Called in a loop, until it is false; whatever is left in ``data`` is awaited.
-        if (
-            self._known
-            and self.current_frame is None
-            and not self.inside_message
-            and self.state == _OPEN
-        ):
+        if self._known and self.current_frame is None and not self.inside_message:
             data, self.data = self.data, b""
             self.data = self._take(data)
             if not self.data or self.state == _CLOSED:
