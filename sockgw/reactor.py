@@ -5,6 +5,10 @@ back: two system calls and another event for each answer, though nearly every so
 was written in a turn is sent before the reactor waits for the next one, once per socket; only what
 the socket does not take is left to epoll.
 
+Before that come the calls that :meth:`Reactor.at_turn_end` was asked for, which is what
+``callLater(0)`` is for elsewhere: they can put into one write what a turn has brought together, and
+cost no timer.
+
 The other thing is a context that Twisted makes for each event, to name it in its log. Ours does
 not show it.
 
@@ -13,12 +17,16 @@ a transport would call its producer from within the producer's own write.
 """
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IWriteDescriptor
+from twisted.logger import Logger
 
 __all__ = ["Reactor"]
+
+_log = Logger()
 
 
 class Reactor(EPollReactor):
@@ -26,7 +34,12 @@ class Reactor(EPollReactor):
 
     def __init__(self) -> None:
         self._unasked: dict[IWriteDescriptor, None] = {}  # written to in this turn, in order
+        self._ending: list[Callable[[], None]] = []
         super().__init__()
+
+    def at_turn_end(self, call: Callable[[], None]) -> None:
+        """Call it once, in this turn, before what was written is sent."""
+        self._ending.append(call)
 
     def addWriter(self, writer: IWriteDescriptor) -> None:
         if writer.fileno() not in self._writes:
@@ -45,9 +58,10 @@ class Reactor(EPollReactor):
         return [*super().getWriters(), *self._unasked]
 
     def doPoll(self, timeout: float | None) -> None:
-        if self._unasked:
-            self._write()
-            due = self.timeout()  # something may have been put off until the next turn
+        if self._ending or self._unasked:
+            self._end_turn()
+            # Something may have been put off until the next turn.
+            due = 0.0 if self._ending or self._unasked else self.timeout()
             if due is not None and (timeout is None or due < timeout):
                 timeout = due
         try:
@@ -64,6 +78,16 @@ class Reactor(EPollReactor):
                 act(selectable, fd, event)
 
     doIteration = doPoll
+
+    def _end_turn(self) -> None:
+        ending, self._ending = self._ending, []
+        for call in ending:
+            try:
+                call()
+            except Exception:  # noqa: BLE001 - as Twisted does with what it calls later
+                _log.failure("at the end of a turn")
+        if self._unasked:
+            self._write()
 
     def _write(self) -> None:
         unasked = self._unasked

@@ -233,6 +233,7 @@ class Reactor(MemoryReactorClock):
         self.ends: list[End] = []
         self.made: list[tuple[End, Any]] = []  # connections that wait for their protocols
         self.later: list[Later] = []
+        self.ending: list[Callable[[], None]] = []  # what is called at the end of a turn
         self.counts: dict[str, int] = defaultdict(int)
         self.profile: Callable[..., object] | None = None  # see sys.setprofile
         self.trace: Callable[..., Any] | None = None  # see sys.settrace
@@ -257,6 +258,9 @@ class Reactor(MemoryReactorClock):
             end.protocol = factory.buildProtocol(end.getPeer())
             end.protocol.makeConnection(end)
             self.ends.append(end)
+        ending, self.ending = self.ending, []
+        for function in ending:
+            function()
         for end in self.ends:
             end.flush()
         for end in self.ends:
@@ -266,6 +270,9 @@ class Reactor(MemoryReactorClock):
         if self.trace is not None:
             sys.settrace(None)
         self.ends = [end for end in self.ends if end.open]
+
+    def at_turn_end(self, call: Callable[[], None]) -> None:
+        self.ending.append(call)
 
     def callLater(self, delay: float, callable: Any, *args: Any, **kw: Any) -> Later:
         self.counts["callLater"] += 1

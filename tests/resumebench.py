@@ -179,9 +179,11 @@ class Side:
         """Send the next message; return whether there was one."""
         if not self.awake:
             return False
+        self.awake = False
         message = self.session.next_message()
+        self.awake = self.awake or self.session.pending
         if not message:
-            self.awake = False
+            assert not self.awake
             return False
         assert len(message) <= LARGEST
         self.wire.append(message)

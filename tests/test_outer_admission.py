@@ -723,7 +723,7 @@ def test_an_inner_layer_comes_back(outer, keys, events, lost):
     assert outer.metrics._events["resumes"] == 1
     assert outer.metrics._events["takeovers"] == 0
     assert [text for _, text in events if "has lost its connection: the cable broke" in text]
-    assert "is back address=192.0.2.1: 1 streams go on, 70 bytes are sent again" in events[-1][1]
+    assert "is back address=192.0.2.1: 1 streams go on, 87 bytes are sent again" in events[-1][1]
     # And again, having received the stream's frame.
     wire.lose()
     wire, welcome = back(outer, keys["office"], lost.welcome, received=1)

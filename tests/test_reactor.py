@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import globalLogPublisher
 from zope.interface.verify import verifyObject
 
 from sockgw.reactor import Reactor
@@ -172,6 +173,77 @@ def test_a_call_put_off_by_a_write_does_not_wait_for_the_poll(bench):
     assert called
     assert time.monotonic() - started < 4
     bench.transport.unregisterProducer()
+
+
+def test_a_write_to_another_from_within_a_write_does_not_wait_for_the_poll(bench):
+    mine, theirs = socket.socketpair()
+    other = Peer()
+    mine.setblocking(False)
+    bench.reactor.adoptStreamConnection(
+        mine.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: other)
+    )
+    mine.close()
+    bench.peer.resumeProducing = lambda: other.transport.write(b"for the other")
+    bench.transport.registerProducer(bench.peer, True)
+    bench.transport.write(FULL)
+    started = time.monotonic()
+    bench.reactor.doPoll(5)
+    bench.reactor.doPoll(0)
+    assert time.monotonic() - started < 4
+    assert theirs.recv(100) == b"for the other"
+    bench.transport.unregisterProducer()
+    theirs.close()
+    bench.until(lambda: other.lost)
+
+
+def test_calls_at_the_end_of_a_turn_share_its_write(bench):
+    called = []
+
+    def write(data):
+        called.append(data)
+        bench.transport.write(data)
+
+    bench.transport.write(b"1")
+    for data in (b"2", b"3"):
+        bench.reactor.at_turn_end(lambda data=data: write(data))
+    assert called == []
+    bench.turn()
+    assert bench.theirs.recv(100) == b"123"
+    bench.turn()
+    assert called == [b"2", b"3"]
+
+
+def test_calls_at_the_end_of_a_turn_do_not_wait_for_the_poll(bench):
+    called = []
+    started = time.monotonic()
+    bench.peer.resumeProducing = lambda: bench.reactor.at_turn_end(lambda: called.append("write"))
+    bench.transport.registerProducer(bench.peer, True)
+    bench.transport.write(FULL)
+    bench.reactor.at_turn_end(lambda: bench.reactor.at_turn_end(lambda: called.append("call")))
+    bench.reactor.doPoll(5)
+    bench.reactor.doPoll(0)
+    assert sorted(called) == ["call", "write"]
+    bench.reactor.at_turn_end(lambda: bench.reactor.callLater(0, called.append, "later"))
+    bench.reactor.doPoll(5)
+    bench.reactor.runUntilCurrent()
+    assert called[2:] == ["later"]
+    assert time.monotonic() - started < 4
+    bench.transport.unregisterProducer()
+
+
+def test_a_call_that_fails_at_the_end_of_a_turn_stops_no_other(bench):
+    called = []
+    seen = []
+    globalLogPublisher.addObserver(seen.append)
+    bench.reactor.at_turn_end(lambda: 1 // 0)
+    bench.reactor.at_turn_end(lambda: called.append(True))
+    bench.transport.write(b"x")
+    bench.turn()
+    globalLogPublisher.removeObserver(seen.append)
+    assert called
+    assert bench.theirs.recv(100) == b"x"
+    (failure,) = [event["log_failure"] for event in seen if "log_failure" in event]
+    assert failure.check(ZeroDivisionError)
 
 
 def test_a_connection_that_is_to_end_ends_behind_what_is_written(bench):

@@ -81,16 +81,9 @@ def test_a_request_crosses_and_bytes_are_counted(pair, origin):
     assert pair.inner.bytes_out == pair.outer.bytes_in > 0
 
 
-def test_one_stream_alone_is_sent_at_once_when_told_to_hurry(pair):
-    open_stream(pair)
-    pair.outer.hurry()
-    assert len(pair.outer_carrier.sent) == 1
-
-
 def test_several_streams_share_one_message_of_the_turn(pair):
     open_stream(pair)
     open_stream(pair)
-    pair.outer.hurry()
     assert pair.outer_carrier.sent == []
     pair.clock.advance(0)
     assert len(pair.outer_carrier.sent) == 1
@@ -292,7 +285,7 @@ def test_a_newer_carrier_takes_over_at_once(lasting, origin):
     lasting.run()
     stream = origin.streams[0]
     stream.respond(ResponseHead(200, b"OK", []))
-    lasting.inner.hurry()
+    lasting.clock.advance(0)
     old_outer, old_inner = lasting.outer_carrier, lasting.inner_carrier
     old_inner.open = False
     lasting.inner.closed("cut", False)
@@ -363,7 +356,7 @@ def test_pings_go_out_at_once_on_the_new_carrier_and_old_pongs_measure_nothing(l
 
 def test_what_came_is_acknowledged_within_five_milliseconds(pair, origin):
     open_stream(pair)
-    pair.outer.hurry()
+    pair.clock.advance(0)
     pair.outer_carrier.deliver()
     pair.clock.advance(0.004)
     assert pair.inner_carrier.sent == []
@@ -378,10 +371,10 @@ def test_what_came_is_acknowledged_within_five_milliseconds(pair, origin):
 
 def test_an_acknowledgement_rides_with_what_leaves_before(pair, origin):
     open_stream(pair)
-    pair.outer.hurry()
+    pair.clock.advance(0)
     pair.outer_carrier.deliver()
     origin.streams[0].respond(ResponseHead(200, b"OK", []))
-    pair.inner.hurry()
+    pair.clock.advance(0)
     assert kinds(pair.inner_carrier) == [FrameType.HEAD, FrameType.ACK]
     pair.inner_carrier.sent.clear()
     pair.clock.advance(0.01)
@@ -569,7 +562,7 @@ def test_a_tunnel_that_ends_in_any_state_leaves_no_timer(origin):
             if state != "new":
                 pair.run()
                 client = open_stream(pair)
-                pair.outer.hurry()
+                pair.clock.advance(0)
                 pair.outer_carrier.deliver()
             if state in ("suspended", "resumed"):
                 pair.cut()

@@ -252,19 +252,16 @@ class _Passage:
             self._stream.end(trailers)
         except (LocalError, ValueError) as error:
             self._too_large(error)
-        self._tunnel.hurry()
 
     def failed(self, code: StreamCode, detail: str) -> None:
         self._ended = True
         self.exchange = None
         self._stream.reset(code, detail)
-        self._tunnel.hurry()
 
     def request_drained(self) -> None:
         count, self._unconsumed = self._unconsumed, 0
         if count:
             self._stream.consumed(count)
-            self._tunnel.hurry()
 
     @property
     def suspended(self) -> bool:

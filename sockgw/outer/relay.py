@@ -273,17 +273,14 @@ class Relay:
         ended, self._request_ended = self._request_ended, True
         if trailers:
             self._trailers = self._gateway.request_trailers(self, trailers)
-        if self.held_since is None:
-            if not ended:
-                self.stream.end(self._trailers)
-            self.member.tunnel.hurry()
+        if self.held_since is None and not ended:
+            self.stream.end(self._trailers)
         if self._answer_ended:
             self._finish("")
 
     def client_lost(self) -> None:
         if self.held_since is None:
             self.stream.reset(StreamCode.CANCELLED)
-            self.member.tunnel.hurry()
         self._let_go()
         if self.status or not self.exchange.refused:
             self._finish("client left")
@@ -303,7 +300,6 @@ class Relay:
         if count:
             self.deadline = self._patience()
             self.stream.consumed(count)
-            self.member.tunnel.hurry()
 
     # ------------------------------------------------------------------ from the tunnel
 

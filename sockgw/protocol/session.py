@@ -141,7 +141,8 @@ class Session:
         self._control_size = 0  # of both
         self._answers = 0  # bytes of them that answer the peer, since last none waited
         self._turns = Turns()
-        self._woken = False
+        #: There may be something to send; the handler has been told.
+        self.pending = False
         self._blocked = False  # something waits for an acknowledgement
         self._farewell: bytes | None = None  # our GOAWAY, told again on each new carrier
         self._leaving = False  # the peer takes no further streams, or we open none
@@ -293,7 +294,7 @@ class Session:
         # Pongs for pings that nobody remembers, and the like.
         self._control_size -= sum(map(len, self._urgent))
         self._urgent.clear()
-        self._woken = True  # whoever was told of output before has lost its carrier since
+        self.pending = True  # whoever was told of output before has lost its carrier since
         if self._farewell is not None:
             self._send(self._farewell)
         self._handler.output_ready()
@@ -301,7 +302,10 @@ class Session:
     # ------------------------------------------------------------------ bytes out
 
     def next_message(self) -> bytes:
-        """Return the next message for the carrier, empty if there is nothing to send now."""
+        """Return the next message for the carrier, empty if there is nothing to send now.
+
+        Unless ``pending`` afterwards, the one after it is empty.
+        """
         outbox = self._outbox
         urgent = self._urgent
         parts: list[bytes] = []
@@ -340,11 +344,13 @@ class Session:
             self._answers = 0
         message = b"".join(parts)
         if not message:
-            self._woken = False
+            self.pending = False
             return b""
+        more = bool(self._turns)
+        self.pending = bool(more or urgent or self._control or outbox.rewinding)
         if frames:
             # More was there, and it is the link that it waits for: not credit, not its source.
-            limited = bool(self._turns) and outbox.size * 2 >= outbox.flight.limit
+            limited = more and outbox.size * 2 >= outbox.flight.limit
             outbox.keep(message, frames, self._seconds(), limited)
         # Only now: a handler that goes on may write at once, and that must not meet a half-made
         # message.
@@ -406,8 +412,8 @@ class Session:
             self._wake()
 
     def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
+        if not self.pending:
+            self.pending = True
             self._handler.output_ready()
 
     def schedule(self, stream: Stream, fresh: bool) -> None:
@@ -474,7 +480,7 @@ class Session:
                 if stream is not None:
                     self._fail(stream)
         self._bytes_untold += len(message)
-        if not self._woken and self.received != self._told and self._acknowledgement_due:
+        if not self.pending and self.received != self._told and self._acknowledgement_due:
             self._wake()
         while self.holding.full:
             self.shed()

@@ -6,9 +6,8 @@
         ▲                           │                               ▲
         └──────── resume ───────────┘             close, finished ──┘
 
-When to write: frames of one reactor turn leave in one message, because messages cost by their
-number; only when a single stream is there does it leave at once (:meth:`Tunnel.hurry`), because
-then nothing could share the message and the turn would be waited for in vain.
+When to write: at the end of a reactor's turn, all its frames in one message, because messages cost
+by their number. Nothing waits for it: what is written within a turn is not sent before its end.
 
 Liveness: every ``ping_interval`` seconds a ping goes out ahead of all data. If not one byte of
 anything comes within ``ping_timeout`` seconds after it, the peer is dead. A busy link is never
@@ -20,6 +19,7 @@ error of the protocol or the end of the resume window ends them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -43,6 +43,12 @@ class Opener(Protocol):
     def __call__(
         self, tunnel: Tunnel, stream: Stream, head: RequestHead, to: Destination, complete: bool
     ) -> StreamHandler: ...
+
+
+class _AtTurnEnd(Protocol):
+    """Calls something once, when the reactor's turn ends; see :mod:`sockgw.reactor`."""
+
+    def __call__(self, call: Callable[[], None], /) -> None: ...
 
 
 class TunnelOwner(Protocol):
@@ -96,10 +102,14 @@ class Tunnel:
         self._confirmed = opened is not None  # the peer knows of this tunnel
         self._flushing = False
         self._blamed = False  # the peer has said that it ends the tunnel, and the log has it
+        # The services' reactor has a cheaper way to the end of a turn than a timer.
+        self._at_turn_end: _AtTurnEnd | None = getattr(clock, "at_turn_end", None)
+        self._flush_due = False
         self._flush_call: IDelayedCall | None = None
         self._acknowledge_call: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None  # ping, judgement, or the end of the window
-        self._heard = self._pinged = clock.seconds()
+        self._heard = True  # since the last ping
+        self._pinged = clock.seconds()
         self._ping_number = 0
         self.identifier = identifier
         self.peer_address = carrier.peer_address
@@ -133,12 +143,6 @@ class Tunnel:
             self._replaced = True
             self.leave("the numbers of its streams run out")
         return stream
-
-    def hurry(self) -> None:
-        """Send what there is at once if there is one stream at most. Call it when an event from a
-        socket has been dealt with."""
-        if len(self.session.streams) <= 1 and self._flush_call is not None:
-            self._flush()
 
     def leave(self, reason: str) -> None:
         """Tell the peer to move on to another tunnel; the streams that are open go on."""
@@ -190,6 +194,8 @@ class Tunnel:
         for call in (self._timer, self._flush_call, self._acknowledge_call):
             if call is not None and call.active():
                 call.cancel()
+        if self._flush_call is not None:
+            self._flush_due = False
         self._timer = self._flush_call = self._acknowledge_call = None
         if carrier is not None:
             carrier.listener = NOBODY
@@ -199,7 +205,7 @@ class Tunnel:
         self._carrier = carrier
         self._writable = True
         self.suspended = False
-        self._heard = self._clock.seconds()
+        self._heard = True
         self.peer_address = carrier.peer_address
         carrier.allow_large()
         carrier.listener = self
@@ -223,12 +229,12 @@ class Tunnel:
     # ------------------------------------------------------------------ the carrier's listener
 
     def heard(self) -> None:
-        self._heard = self._clock.seconds()
+        self._heard = True
 
     def message_received(self, message: bytes) -> None:
         if self._ended:
             return
-        self._confirmed = True
+        self._heard = self._confirmed = True
         self.bytes_in += len(message)
         session = self.session
         try:
@@ -244,7 +250,6 @@ class Tunnel:
             )
             self.close(error.code, error.detail)
             return
-        self.hurry()
         if session.untold and self._acknowledge_call is None and self._carrier is not None:
             self._acknowledge_call = self._clock.callLater(ACK_DELAY, self._acknowledge)
         if self._finishing:
@@ -263,7 +268,13 @@ class Tunnel:
     # ------------------------------------------------------------------ the session's handler
 
     def output_ready(self) -> None:
-        if self._flush_call is None and self._carrier is not None:
+        # While flushing, that goes on.
+        if self._flush_due or self._flushing or self._carrier is None:
+            return
+        self._flush_due = True
+        if self._at_turn_end is not None:
+            self._at_turn_end(self._flush_later)
+        else:
             self._flush_call = self._clock.callLater(0, self._flush_later)
 
     def opened(
@@ -303,18 +314,20 @@ class Tunnel:
     # ------------------------------------------------------------------ inside
 
     def _flush_later(self) -> None:
+        self._flush_due = False
         self._flush_call = None
         self._flush()
 
     def _flush(self) -> None:
         if self._flushing:
-            # A handler that was told to go on hurries: a message made now would overtake the one
-            # that is just being made.
+            # A handler that was told to go on has the tunnel closed: a message made now would
+            # overtake the one that is just being made.
             return
         self._flushing = True
+        session = self.session
         try:
-            while self._writable:  # send() may pause us from within
-                message = self.session.next_message()
+            while self._writable and session.pending:  # send() may pause us from within
+                message = session.next_message()
                 # A handler that was told to go on may have ended all this.
                 if not message or self._carrier is None:
                     return
@@ -329,13 +342,14 @@ class Tunnel:
 
     def _ping(self) -> None:
         self._pinged = self._clock.seconds()
+        self._heard = False
         self._ping_number += 1
         self.session.replenish()
         self.session.ping(u64.pack(self._ping_number))
         self._timer = self._clock.callLater(self._ping_timeout, self._judge)
 
     def _judge(self) -> None:
-        if self._heard < self._pinged:
+        if not self._heard:
             self._lose(f"no sign of life for {self._ping_timeout:g} s after a ping")
             return
         rest = max(self._ping_interval - self._ping_timeout, 0)
