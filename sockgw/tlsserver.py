@@ -24,13 +24,13 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
-from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sockgw.certificates import Pair
 from sockgw.certificatestore import CertificateStore
 from sockgw.edge import Edge
+from sockgw.tlstransport import TLSFactory, TLSTransport
 
 __all__ = ["TLSEndpoint", "server_context"]
 
@@ -61,7 +61,7 @@ class TLSEndpoint:
         )
 
 
-class _TLSProtocol(BufferingTLSTransport):
+class _TLSProtocol(TLSTransport):
     """A connection; tells of handshakes that fail."""
 
     factory: Any
@@ -95,7 +95,7 @@ class _TLSProtocol(BufferingTLSTransport):
 
 
 @implementer(IOpenSSLServerConnectionCreator)
-class _TLSFactory(TLSMemoryBIOFactory):
+class _TLSFactory(TLSFactory):
     protocol = _TLSProtocol
 
     def __init__(

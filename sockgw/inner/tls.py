@@ -27,12 +27,12 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import connectionDone
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from sockgw.http.negotiated import NegotiatedFactory
 from sockgw.inner.preamble import Preamble
+from sockgw.tlstransport import TLSFactory
 
 __all__ = ["TLSEndpoint", "TLSError", "client_context"]
 
@@ -183,7 +183,7 @@ class _Handshake(Preamble):
         self._clock = clock
 
     def wrap(self, factory: IProtocolFactory) -> IProtocolFactory:
-        return TLSMemoryBIOFactory(self._server, True, factory, clock=self._clock)
+        return TLSFactory(self._server, True, factory, self._clock)
 
     def handshakeCompleted(self) -> None:
         self.hand_over()

@@ -161,6 +161,10 @@ class Carrier(Protocol):
         """The TLS exporter value (RFC 9266) of this very connection; None without TLS."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class _Silence:
     """A logger that says nothing: whoever listens to the carrier logs what matters, once."""
 
@@ -202,6 +206,8 @@ class _CarrierMixin:
 
     def _start(self) -> None:
         self._keep_the_kernels_queue_short()
+        # Messages are whole, and those of a turn are one; TLS need not wait for more.
+        getattr(self.transport, "write_at_once", _nothing)()
         # After an upgrade the HTTP channel is still the transport's producer.
         self.transport.unregisterProducer()
         if self.state == _OPEN:
