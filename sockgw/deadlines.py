@@ -59,6 +59,11 @@ class Deadlines:
         self._near.discard(item)
         self._far.discard(item)
 
+    @property
+    def watched(self) -> set[Expiring]:
+        """All that are looked at."""
+        return self._near | self._far
+
     def after(self, seconds: float, item: Expiring | None = None) -> float:
         """Return the deadline that lies so many seconds ahead, never early by a tick.
 

@@ -190,7 +190,7 @@ def test_the_contract_holds(data: st.DataObject, beginning: bytes, wire: bytes) 
         assert not handler.exchange.queue
         assert not handler.exchange.pieces
     peer.advance(0)
-    assert not peer.deadlines._watched
+    assert not peer.deadlines.watched
 
 
 @settings(max_examples=60, deadline=None)

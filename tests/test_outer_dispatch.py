@@ -132,7 +132,7 @@ def test_the_hold_is_over(bench, client):
     assert not client.closing
     assert at_peace(bench)
     bench.wait(1)
-    assert bench.deadlines._watched <= {client.connection}
+    assert bench.deadlines.watched <= {client.connection}
 
 
 @pytest.mark.parametrize("hold", ["0", "1000"])

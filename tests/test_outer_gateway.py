@@ -1632,7 +1632,7 @@ def test_nothing_is_watched_after_the_end(bench, inner, client):
     bench.run()
     client.leave()
     bench.wait(1)
-    assert bench.deadlines._watched == set()
+    assert bench.deadlines.watched == set()
 
 
 # ---------------------------------------------------------------------- revocation

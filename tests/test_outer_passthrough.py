@@ -259,7 +259,7 @@ def test_other_names_end_here(step, behind_proxy) -> None:
         client.transport.close_by_peer()
         listener.advance(0)
         assert not listener.owner.members
-        assert not listener.deadlines._watched
+        assert not listener.deadlines.watched
     assert listener.owner.raw == []
     assert listener.failures == {}
 
@@ -294,7 +294,7 @@ def test_a_refusal_is_an_alert() -> None:
     assert client.transport.lost
     assert not client.transport.aborted
     assert not listener.owner.members
-    assert not listener.deadlines._watched
+    assert not listener.deadlines.watched
 
 
 @pytest.mark.parametrize("step", [0, 1, 7])
@@ -330,7 +330,7 @@ def test_sealed(step, behind_proxy) -> None:
         client.transport.close_by_peer()
         assert raw.lost
         assert not listener.owner.members
-        assert not listener.deadlines._watched
+        assert not listener.deadlines.watched
 
 
 def test_large_and_encrypted() -> None:
@@ -374,7 +374,7 @@ def test_refused(data, fault, caplog) -> None:
     assert client.transport.lost
     assert listener.failures == {fault: 1}
     assert not listener.owner.members
-    assert not listener.deadlines._watched
+    assert not listener.deadlines.watched
     assert listener.owner.raw == []
 
 
@@ -406,7 +406,7 @@ def test_a_hello_that_never_ends() -> None:
     assert client.transport.lost
     assert listener.failures == {"timeout": 1}
     assert not listener.owner.members
-    assert not listener.deadlines._watched
+    assert not listener.deadlines.watched
 
 
 def test_a_client_that_says_nothing() -> None:
@@ -424,7 +424,7 @@ def test_a_client_that_leaves() -> None:
     client.send(hello(b"sealed.test")[:50])
     client.transport.close_by_peer()
     assert not listener.owner.members
-    assert not listener.deadlines._watched
+    assert not listener.deadlines.watched
     assert listener.failures == {}
 
 

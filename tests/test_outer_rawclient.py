@@ -254,7 +254,7 @@ def test_a_client_whose_protocol_has_a_word_for_a_refusal(bench):
     bench.run()
     assert client.written == b""  # too late for that
     assert client.transport.aborted
-    assert not bench.deadlines._watched
+    assert not bench.deadlines.watched
 
 
 def test_a_client_that_does_not_read_pauses_the_origin(bench, inner):
