@@ -88,7 +88,7 @@ def measure(directory: Path | None, clients: int, tunnels: int, streams: int) ->
 
         standing: list[socket.socket] = []
         stack.callback(lambda: [connection.close() for connection in standing])
-        with taken.each("a client that has asked", clients, 30, 0.1):
+        with taken.each("a client that has asked", clients, 30, None):
             standing += [gateway.client("web") for _ in range(clients)]
         silence(standing)
         taken.cpu(f"{clients} clients", 10)
