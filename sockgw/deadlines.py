@@ -8,6 +8,7 @@ least once in ``NEAR`` seconds: before anything that is set meanwhile can be due
 shorter. Whoever sets a shorter one says for whom; else all are looked at until it has passed.
 """
 
+from math import inf
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -81,7 +82,12 @@ class Deadlines:
         return deadline
 
     def patience(self, seconds: float) -> float:
-        """Return what to add to :attr:`now`, where something is watched, for what after() says."""
+        """Return what to add to :attr:`now`, where something is watched, for what after() says.
+
+        Where that is short, all are looked at from now on: nobody says whose it is.
+        """
+        if seconds < NEAR:
+            self._hasty = inf
         return seconds + self._tick
 
     def _sweep(self) -> None:

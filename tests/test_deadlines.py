@@ -51,6 +51,21 @@ def test_the_time_is_right_also_after_a_calm_in_which_nothing_was_watched(clock,
     assert item.times == 1
 
 
+def test_patience_counts_from_now_also_for_what_was_far_off(clock, deadlines):
+    short, long = deadlines.patience(1.0), deadlines.patience(300.0)
+    items = [Item() for _ in range(100)]
+    for item in items:
+        item.deadline = deadlines.now + long
+        deadlines.watch(item)
+    clock.pump([0.25] * 100)
+    for item in items:
+        item.deadline = deadlines.now + short
+    clock.pump([0.25] * 4)
+    assert {item.times for item in items} == {0}
+    clock.pump([0.25] * 2)
+    assert {item.times for item in items} == {1}
+
+
 def test_a_moved_deadline_counts(clock, deadlines):
     item = Item()
     deadlines.watch(item)

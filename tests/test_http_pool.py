@@ -131,6 +131,26 @@ def test_a_load_above_the_bound_dials_once() -> None:
     assert len(bench.pool.idle) == 2  # the others' second is not theirs
 
 
+def test_too_many_idle_connections_that_were_busy_for_long() -> None:
+    bench = Bench(max_idle=2)
+    handlers = [bench.request() for _ in range(100)]
+    bench.turn(20)  # nobody looks at their deadlines any more but now and then
+    for handler in handlers:
+        handler.exchange.connection.transport.receive(OK)
+    bench.turn(FRESH + 0.5)
+    assert len(bench.pool.idle) == 2
+
+
+def test_a_short_keep_alive_after_a_long_exchange() -> None:
+    bench = Bench(keep_alive=1, max_idle=100)
+    handlers = [bench.request() for _ in range(100)]
+    bench.turn(20)
+    for handler in handlers:
+        handler.exchange.connection.transport.receive(OK)
+    bench.turn(1.5)
+    assert {transport.closing for transport in bench.transports} == {"loseConnection"}
+
+
 def test_too_many_idle_connections_in_all() -> None:
     bench = Bench(max_idle_total=2)
     several(bench, 2)

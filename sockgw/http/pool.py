@@ -41,7 +41,6 @@ class IdleConnections:
     ) -> None:
         self._seconds = clock.seconds
         self._deadlines = deadlines
-        self._fresh = deadlines.patience(FRESH)
         self._max_per_origin = max_per_origin
         self._max_total = max_total if max_per_origin else 0
         self._stacks: dict[str, list[OriginConnection]] = {}  # by the origin's key
@@ -64,7 +63,7 @@ class IdleConnections:
         if surplus > 0:
             # Those below it had their turn when there were fewer.
             oldest = stack[surplus - 1]
-            deadline = self._deadlines.now + self._fresh
+            deadline = self._deadlines.after(FRESH, oldest)
             if oldest.deadline is None or oldest.deadline > deadline:
                 oldest.deadline = deadline
         if len(oldest_first) > self._max_total:
