@@ -107,7 +107,7 @@ class RequestReader:
 
     def close(self) -> None:
         """Take nothing more."""
-        del self._parser  # a cycle: it holds our callbacks
+        self._parser = None  # a cycle: it holds our callbacks
 
     def feed(self, data: bytes, start: int) -> int:
         """Take bytes from ``start`` on, of one request at most; return where to go on.

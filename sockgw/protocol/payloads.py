@@ -63,6 +63,7 @@ class Destination:
         return self.protocol in _RAW
 
 
+_ORIGIN = (str, str, int)  # protocol, host name, port
 _HTTP = frozenset(("http", "https"))
 _RAW = frozenset(("tcp", "udp"))
 _OVER_SOCKETS = frozenset(("http", "tcp"))
@@ -109,10 +110,10 @@ def _headers(fields: dict[str, Any]) -> Headers:
 
 
 def _origin(value: object, protocols: frozenset[str]) -> tuple[str, str, int]:
-    match value:
-        case (str() as protocol, str() as hostname, int() as port) if (
-            protocol in protocols and hostname and type(port) is int and 0 < port < 65_536
-        ):
+    # The types of all at once, before any has a name: True is no number here.
+    if type(value) is tuple and tuple(map(type, value)) == _ORIGIN:
+        protocol, hostname, port = value
+        if protocol in protocols and hostname and 0 < port < 65_536:
             return protocol, hostname, port
     raise ValueError("bad origin")
 

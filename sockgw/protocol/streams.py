@@ -278,7 +278,7 @@ class Stream:
     @property
     def sendable(self) -> bool:
         """Whether a frame could be made now."""
-        return (self.queued and self._send.available) or (self._end and not self.queued)  # type: ignore[return-value]
+        return self._send.available > 0 if self.queued else self._end
 
     def take_frame(self, limit: int, parts: list[bytes]) -> int:
         """Append the next frame of at most ``limit`` payload bytes to ``parts``; return its size.
