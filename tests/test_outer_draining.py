@@ -210,7 +210,7 @@ def service(tmp_path, monkeypatch):
     for name in ("drain", "leave", "stop"):
         monkeypatch.setattr(service._admission, name, lambda name=name: service.events.append(name))
     monkeypatch.setattr(
-        service._gateway.dispatcher, "stop", lambda: service.events.append("hold nobody")
+        service._gateway.dispatcher.held, "stop", lambda: service.events.append("hold nobody")
     )
     service._ports = [Port(service.events)]
     return service

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from resumebench import World
 
-from sockgw.protocol.errors import RemoteError, StreamCode, TunnelError
+from sockgw.protocol.errors import RemoteError, StreamCode, TunnelCode, TunnelError
 from sockgw.protocol.frames import HEADER_SIZE, MAX_HEAD, MAX_MESSAGE, FrameType, decode, encode
 from sockgw.protocol.heads import RequestHead
 from sockgw.protocol.payloads import Destination, encode_open, u64
@@ -370,7 +370,7 @@ def test_a_farewell_is_told_again():
     world = World()
     heard = []
     world.outer.going_away = lambda *arguments: heard.append(arguments)
-    world.inner.session.go_away(0, "bye")
+    world.inner.session.go_away(TunnelCode.NO_ERROR, "bye")
     world.inner.pump()
     world.cut()
     world.resume()

@@ -1,55 +1,56 @@
 """Turns: whoever has little is quick, whoever has much shares, nobody is forgotten."""
 
-from sockgw.protocol.frames import MAX_DATA
+from collections import Counter
+from itertools import count
+
+from sockgw.protocol.frames import MAX_DATA, decode
+from sockgw.protocol.streams import LOW_WATER, Phase, Stream
 from sockgw.protocol.turns import SHARED_FRAME, Turns
+from sockgw.protocol.windows import MAX_CREDIT, WINDOW, ReceiveWindow
+
+BLOCK = bytes(10_000_000)
 
 
-class Waiting:
-    """A stream with so much to send."""
+class Link:
+    """A session that leaves the turns to the test."""
 
-    def __init__(self, size, high_water=0):
-        self.size = size
-        self.sent = 0
-        self.closed = False
-        self.scheduled = False
-        self.paused = size > high_water > 0
-        self.high_water = high_water
+    def schedule(self, stream, fresh):
+        pass
 
-    @property
-    def sendable(self):
-        return self.size > 0
 
-    def take_frame(self, limit, parts):
-        assert self.scheduled
-        assert not self.closed
-        size = min(limit, self.size)
-        self.size -= size
-        self.sent += size
-        parts.append((self, size))
-        return size + 9
+link = Link()
+numbers = count(1, 2)
 
-    def relieved(self):
-        if self.paused and self.size <= self.high_water:
-            self.paused = False
-            return True
-        return False
+
+def waiting(size):
+    """Return a stream with so much to send, and credit for more."""
+    outgoing, incoming = Phase.BODY, Phase.BODY
+    stream = Stream(next(numbers), link, ReceiveWindow(), outgoing=outgoing, incoming=incoming)
+    stream.receive_credit(MAX_CREDIT - WINDOW)
+    stream.write(BLOCK[:size])
+    return stream
 
 
 def fill(turns, target=65_536, size=0):
-    """Return who sent how much in the next message."""
+    """Return which streams sent how much in the next message, and those that may go on."""
     parts = []
     relieved = []
     frames = turns.fill(parts, size, target, relieved)
-    assert frames == len(parts)
-    return parts, relieved
+    sent = [(number, len(payload)) for _, _, number, payload in decode(b"".join(parts))]
+    assert frames == len(sent)
+    return sent, relieved
 
 
-def who(parts):
-    return [stream for stream, _ in parts]
+def who(sent):
+    return [number for number, _ in sent]
+
+
+def ids(*streams):
+    return [stream.id for stream in streams]
 
 
 def test_alone_it_has_large_frames():
-    turns, stream = Turns(), Waiting(200_000)
+    turns, stream = Turns(), waiting(200_000)
     assert not turns
     turns.add(stream, True)
     assert turns
@@ -62,20 +63,20 @@ def test_alone_it_has_large_frames():
 
 def test_several_take_turns_with_small_frames():
     turns = Turns()
-    streams = [Waiting(100_000) for _ in range(3)]
+    streams = [waiting(100_000) for _ in range(3)]
     for stream in streams:
         turns.add(stream, False)
     parts, _ = fill(turns)
-    assert who(parts) == [*streams, streams[0]]
+    assert who(parts) == ids(*streams, streams[0])
     assert {size for _, size in parts} == {SHARED_FRAME}
     parts, _ = fill(turns)
-    assert who(parts) == [streams[1], streams[2], streams[0], streams[1]]
+    assert who(parts) == ids(streams[1], streams[2], streams[0], streams[1])
 
 
 def test_on_a_slow_link_frames_are_smaller():
     turns = Turns()
     for _ in range(2):
-        turns.add(Waiting(100_000), False)
+        turns.add(waiting(100_000), False)
     parts, _ = fill(turns, target=4_096)
     assert [size for _, size in parts] == [4_096]
 
@@ -83,7 +84,7 @@ def test_on_a_slow_link_frames_are_smaller():
 def test_a_message_has_as_much_as_it_may_and_a_frame():
     turns = Turns()
     for _ in range(4):
-        turns.add(Waiting(1_000_000), False)
+        turns.add(waiting(1_000_000), False)
     assert len(fill(turns, size=65_536)[0]) == 0
     assert len(fill(turns, size=65_535)[0]) == 1
     assert len(fill(turns, size=0)[0]) == 4
@@ -91,88 +92,95 @@ def test_a_message_has_as_much_as_it_may_and_a_frame():
 
 def test_who_has_just_come_waits_for_one_frame_and_not_for_one_of_each():
     turns = Turns()
-    bulk = [Waiting(10_000_000) for _ in range(50)]
+    bulk = [waiting(10_000_000) for _ in range(50)]
     for stream in bulk:
         turns.add(stream, False)
     fill(turns)
-    small = Waiting(100)
+    small = waiting(100)
     turns.add(small, True)
     parts, _ = fill(turns)
-    assert small in who(parts)[:2]
+    assert small.id in who(parts)[:2]
 
 
 def test_who_always_has_a_little_silences_nobody():
     """Every other turn is theirs, and no more."""
     turns = Turns()
-    bulk = Waiting(10_000_000)
+    bulk = waiting(10_000_000)
     turns.add(bulk, False)
-    chatty = [Waiting(0) for _ in range(20)]
+    chatty = [waiting(0) for _ in range(20)]
     turn = 0
+    sent = Counter()
     for _ in range(200):
         for stream in chatty:
             if not stream.scheduled:
-                stream.size = 100
+                stream.write(bytes(100))
                 turns.add(stream, True)
         parts, _ = fill(turns, target=SHARED_FRAME)
         turn += len(parts)
-    assert bulk.sent >= turn // 2 * SHARED_FRAME - SHARED_FRAME
-    served = [stream.sent for stream in chatty]
+        for number, size in parts:
+            sent[number] += size
+    assert sent[bulk.id] >= turn // 2 * SHARED_FRAME - SHARED_FRAME
+    served = [sent[stream.id] for stream in chatty]
     assert min(served) > 0
     assert max(served) - min(served) <= 100
 
 
 def test_who_has_more_than_a_frame_waits_with_the_others_then():
     turns = Turns()
-    others = [Waiting(1_000_000) for _ in range(5)]
+    others = [waiting(1_000_000) for _ in range(5)]
     for stream in others:
         turns.add(stream, False)
-    late = Waiting(1_000_000)
+    late = waiting(1_000_000)
     turns.add(late, True)
     order = []
     for _ in range(6):
         order += who(fill(turns)[0])
-    first = order.index(late)
+    first = order.index(late.id)
     assert first <= 1
-    assert order.index(late, first + 1) - first >= 5
+    assert order.index(late.id, first + 1) - first >= 5
 
 
 def test_everybody_gets_the_same():
     turns = Turns()
-    streams = [Waiting(10_000_000) for _ in range(7)]
+    streams = [waiting(10_000_000) for _ in range(7)]
     for number, stream in enumerate(streams):
         turns.add(stream, bool(number % 2))
+    sent = Counter()
     for _ in range(500):
-        fill(turns)
-    shares = [stream.sent for stream in streams]
+        for number, size in fill(turns)[0]:
+            sent[number] += size
+    shares = [sent[stream.id] for stream in streams]
     assert max(shares) - min(shares) <= 2 * SHARED_FRAME
 
 
 def test_who_is_closed_or_has_nothing_any_more_is_passed_over():
     turns = Turns()
-    closed, empty, last = Waiting(10), Waiting(0), Waiting(10)
+    closed, empty, last = waiting(10), waiting(0), waiting(10)
     closed.closed = True
     for stream in (closed, empty, last):
         turns.add(stream, True)
     parts, _ = fill(turns)
-    assert who(parts) == [last]
+    assert who(parts) == ids(last)
     assert not any(stream.scheduled for stream in (closed, empty, last))
     assert not turns
 
 
 def test_sources_that_may_go_on_are_told_once():
     turns = Turns()
-    stream = Waiting(200_000, high_water=100_000)
+    stream = waiting(200_000)
+    assert stream.congested  # its source is told to pause
     turns.add(stream, True)
     told = []
     while turns:
-        told += fill(turns)[1]
-    assert told == [stream]
+        told += [(each, each.queued) for each in fill(turns)[1]]
+    assert [each for each, _ in told] == [stream]
+    assert told[0][1] <= LOW_WATER
 
 
 def test_nothing_is_left_after_the_end():
     turns = Turns()
-    turns.add(Waiting(5), True)
-    turns.add(Waiting(5), False)
+    turns.add(waiting(5), True)
+    turns.add(waiting(5), False)
     turns.clear()
     assert not turns
     assert fill(turns) == ([], [])

@@ -1000,6 +1000,21 @@ class End:
         self.send()
 
 
+class Both:
+    """Tells a tunnel what its carrier tells, and another listener of the end."""
+
+    def __init__(self, tunnel, listener):
+        self.heard = tunnel.heard
+        self.message_received = tunnel.message_received
+        self.pause = tunnel.pause
+        self.resume = tunnel.resume
+        self._closed = (tunnel.closed, listener.closed)
+
+    def closed(self, reason, refused):
+        for closed in self._closed:
+            closed(reason, refused)
+
+
 class TunnelTests(Bench):
     """The same streams as in the tests of sessions, through real TCP; through TLS below."""
 
@@ -1034,7 +1049,7 @@ class TunnelTests(Bench):
         # The listeners only wait for the end, which the tunnels are told now.
         self.listeners = {outer: outer_listener, inner: inner_listener}
         for tunnel, listener in self.listeners.items():
-            self._follow(tunnel, listener)
+            listener.carrier.listener = Both(tunnel, listener)
         return outer, inner
 
     def ended(self, tunnel, reason):
@@ -1049,15 +1064,6 @@ class TunnelTests(Bench):
 
     def told_to_leave(self, tunnel):
         raise AssertionError("nobody leaves")
-
-    def _follow(self, tunnel, listener):
-        closed = tunnel.closed
-
-        def both(reason, refused):
-            closed(reason, refused)
-            listener.closed(reason, refused)
-
-        tunnel.closed = both
 
     def open(self, outer, number):
         end = End(self, self.payloads[number][0], slow=number in self.slow)
