@@ -136,6 +136,23 @@ def test_requests_that_are_none(change):
         decode_open(msgpack.packb({**GOOD, **change}))
 
 
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+known = ("method", "target", "headers", "upgrade", "to", "service", "protocol", "socket", "http2",
+         "status", "reason", "origin")  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(known), values), st.booleans())
+def test_values_of_whatever_type_raise_nothing_else(fields, usual):
+    payload = msgpack.packb({**GOOD, **fields} if usual else fields)
+    for decode in (decode_open, decode_head):
+        with contextlib.suppress(ValueError):
+            decode(payload)
+
+
 def test_a_service_stands_alone():
     fields = {key: value for key, value in GOOD.items() if key != "to"}
     decode_open(msgpack.packb({**fields, "service": "x"}))

@@ -127,7 +127,7 @@ def _destination(fields: dict[str, Any]) -> Destination:
         protocol = fields.get("protocol", "")
         if type(service) is not str or not service or "to" in fields or "socket" in fields:
             raise ValueError("bad service")
-        if protocol != "" and protocol not in _RAW:
+        if type(protocol) is not str or (protocol and protocol not in _RAW):
             raise ValueError("bad protocol")
         return Destination(protocol, service=service, http2=http2)
     socket = fields.get("socket", "")
