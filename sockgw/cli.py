@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from twisted.python import usage
 
-from sockgw import __version__
+from sockgw.build import VERSION
 
 if TYPE_CHECKING:
     from sockgw.options import RoleOptions
@@ -25,7 +25,7 @@ class _Command(usage.Options):
 
     def opt_version(self) -> None:
         """Show the version and exit."""
-        print(f"sockgw {__version__}")
+        print(VERSION)
         raise SystemExit(0)
 
     def opt_help(self) -> None:
@@ -205,7 +205,7 @@ class _Demo(_Command):
 
 class _Version(_Command):
     def run(self) -> int:
-        print(f"sockgw {__version__}")
+        print(VERSION)
         return 0
 
 

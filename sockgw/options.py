@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.python import usage
 
-from sockgw import __version__
+from sockgw.build import VERSION
 from sockgw.config import Config, ConfigError, Setting, load, settings_of, variable
 
 __all__ = ["RoleOptions", "make_options"]
@@ -36,7 +36,7 @@ class RoleOptions(usage.Options):
 
     def opt_version(self) -> None:
         """Show the version and exit."""
-        print(f"sockgw {__version__}")
+        print(VERSION)
         raise SystemExit(0)
 
     def opt_help(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from twisted.scripts import twistd
 
 from sockgw import __version__
+from sockgw.build import BUILD
 from sockgw.cli import main
 from sockgw.inner.config import InnerOptions
 from sockgw.outer.config import OuterOptions
@@ -60,7 +61,7 @@ def test_without_a_command_it_says_what_there_is(run):
 
 @pytest.mark.parametrize("arguments", [["version"], ["--version"], ["check", "--version"]])
 def test_version(run, arguments):
-    assert run(*arguments) == (0, f"sockgw {__version__}\n", "")
+    assert run(*arguments) == (0, f"sockgw {__version__} ({BUILD})\n", "")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.logger import Logger
 
+from sockgw.build import BUILD
 from sockgw.config import ConfigError
 from sockgw.daemon import Daemon
 from sockgw.deadlines import Deadlines
@@ -114,7 +115,9 @@ class InnerService(Daemon):
                 "no allow list: the outer layer may reach everything that this machine can"
                 " (--allow HOST[:PORT] limits it)"
             )
-        self._log.info("inner layer started: key={key}", key=str(self._key.public_key))
+        self._log.info(
+            "inner layer started ({build}): key={key}", build=BUILD, key=str(self._key.public_key)
+        )
         super().startService()
 
     def drain(self) -> Deferred[None]:

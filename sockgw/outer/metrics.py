@@ -17,9 +17,12 @@ from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
     Metric,
 )
 
+from sockgw import __version__
+from sockgw.build import BUILD
 from sockgw.edge import Edge
 from sockgw.outer.clienthello import Fault
 from sockgw.protocol.handshake import Refused
@@ -264,6 +267,9 @@ class Metrics:
         for fault, count in self._hello_faults.items():
             hellos.add_metric([fault.value], count)
         yield hellos
+
+        build = {"version": __version__, "build": BUILD}
+        yield InfoMetricFamily("sockgw_build", "What runs here.", build)
 
 
 def _sum(one: TunnelCount, other: TunnelCount) -> TunnelCount:

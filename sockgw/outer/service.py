@@ -10,6 +10,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
+from sockgw.build import BUILD
 from sockgw.config import ConfigError
 from sockgw.daemon import Daemon
 from sockgw.deadlines import Deadlines
@@ -208,7 +209,8 @@ class OuterService(Daemon):
                 " if somebody to whom it was made passed it on at once"
             )
         self._log.info(
-            "outer layer started: targets={targets} keys={keys}",
+            "outer layer started ({build}): targets={targets} keys={keys}",
+            build=BUILD,
             targets=len(self._targets.current),
             keys=len(self._keyring),
         )

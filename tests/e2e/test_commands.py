@@ -21,6 +21,8 @@ from harness import (
 )
 from origins import Connection, Origin, Request, answering
 
+from sockgw.build import BUILD
+
 TWISTD = (command("twistd"), "-n", "--pidfile=")
 
 
@@ -147,7 +149,7 @@ def test_foreground_commands(project: Path, nginx_port: int) -> None:
     )
     arguments = ("--public-key", "innerLayer.crt", "--targets", "targets.yaml", *ports)
     with Process("outer", [command("sockgw"), "outer-layer", *arguments], project) as outer:
-        outer.log.wait("outer layer started")
+        outer.log.wait(rf"outer layer started \({BUILD}\): targets=1 keys=1")
         socket_port, app_port = (
             int(line.rpartition(":")[2]) for line in outer.log.matching("listening on")
         )
