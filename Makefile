@@ -1,7 +1,7 @@
 # make demo    a gateway on this machine to play with
 # make test    the environment, then everything that CI checks
 # make test-compiled  the same tests with the compiled build (docs/operations.rst), in an environment
-#              of its own
+#              of its own (ARGS=../tests/...)
 # make faults  the long tests of what docs/reliability.rst promises (as root; some 20 minutes), which
 #              write its table
 # make bench   sockgw and others, side by side (docs/performance.rst; an hour; ARGS=--quick: minutes)
@@ -33,14 +33,18 @@ else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
-# Not python -m pytest, by which the sources here would come before what is installed. What is counted
-# by function, and the bench, have nothing to do with what is compiled.
+# From elsewhere, or the sources here would come before what is installed. What is counted by function,
+# and the bench, have nothing to do with what is compiled.
+COMPILED_TESTS = $(filter-out %/test_hotpath.py %/test_bench.py %/test_bench_run.py, \
+	$(wildcard $(CURDIR)/tests/test_*.py $(CURDIR)/tests/e2e/test_*.py))
+PYTEST_COMPILED = cd $(VENV_COMPILED) && SOCKGW_COMPILED=1 bin/python -m pytest \
+	-c ../pyproject.toml --rootdir .. -o pythonpath=tests/e2e
+
 test-compiled: $(READY_COMPILED)
 ifeq ($(ARGS),)
-	SOCKGW_COMPILED=1 $(VENV_COMPILED)/bin/pytest -n 2 --dist loadfile --ignore=tests/test_hotpath.py \
-		--ignore=tests/test_bench.py --ignore=tests/e2e/test_bench_run.py tests/test_*.py tests/e2e
+	$(PYTEST_COMPILED) -n 2 --dist loadfile $(COMPILED_TESTS)
 else
-	SOCKGW_COMPILED=1 $(VENV_COMPILED)/bin/pytest $(ARGS)
+	$(PYTEST_COMPILED) $(ARGS)
 endif
 
 faults: $(READY_TEST)
