@@ -485,6 +485,8 @@ def test_tunnel_that_is_lost(tmp_path: Path, keys: Keys, peer: Peer) -> None:
         with pair(line.outer.publish("lost", peer), peer) as (client, server):
             client.sendall(b"x")
             assert server.recv(1) == b"x"
+            server.sendall(b"y")
+            assert client.recv(1) == b"y"  # so the outer layer knows of the connection
             target, line.cable.target = line.cable.target, None
             line.cable.cut()
             with pytest.raises(ConnectionResetError):
