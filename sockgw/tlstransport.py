@@ -16,9 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from OpenSSL.SSL import Error, WantReadError
-from twisted.internet.protocol import connectionDone
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
-from twisted.python.failure import Failure
 
 __all__ = ["TLSFactory", "TLSTransport"]
 
@@ -69,10 +67,6 @@ class TLSTransport(TLSMemoryBIOProtocol):
     def loseConnection(self) -> None:
         self._flush()
         super().loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._waiting.clear()
-        super().connectionLost(reason)
 
     def _write(self, data: bytes) -> None:
         size = len(data)

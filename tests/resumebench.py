@@ -182,6 +182,8 @@ class Side:
         self.awake = False
         message = self.session.next_message()
         self.awake = self.awake or self.session.pending
+        if not self.session.pending:
+            assert self.session.next_message() == b""
         if not message:
             assert not self.awake
             return False

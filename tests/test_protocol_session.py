@@ -770,3 +770,25 @@ def test_streams_that_all_fail_are_no_flood():
         pair.inner.handlers.pop().stream.reset(StreamCode.CONNECTION_REFUSED)
         pair.run()
         assert client.code is StreamCode.CONNECTION_REFUSED
+
+
+def test_pending_says_whether_another_message_may_come(pair):
+    """Of each kind there is more than fits into one."""
+    session = pair.outer.session
+
+    def messages():
+        count = 0
+        while session.pending:
+            count += bool(session.next_message())
+        assert session.next_message() == b""
+        return count
+
+    for _ in range(8_000):
+        session.ping(bytes(8))
+    assert messages() > 1
+    large = RequestHead(b"GET", b"/", [(b"a", b"a" * 50_000)])
+    handlers = [pair.open(large, complete=False) for _ in range(4)]
+    assert messages() > 1
+    for handler in handlers:
+        handler.stream.write(bytes(50_000))
+    assert messages() > 1

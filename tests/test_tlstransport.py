@@ -16,6 +16,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from sockgw import tlstransport
 from sockgw.inner.tls import client_context
 from sockgw.tlsserver import server_context
 from sockgw.tlstransport import TLSFactory
@@ -265,6 +266,36 @@ def test_an_objection_of_openssl_ends_it_as_twisted_does(pair, monkeypatch):
     end.connectionLost(Failure(ConnectionDone()))
     assert end.above.lost.check(SSL.Error)
     end.write(bytes(100_000))
+
+
+def test_what_openssl_does_not_take_now_goes_when_it_does(pair, monkeypatch):
+    end = pair.client
+    end.write_at_once()
+    send = SSL.Connection.send
+    calls = []
+
+    def balk(connection, data, flags=0):
+        calls.append(len(data))
+        if len(calls) in (3, 4):  # once for us, and once for Twisted
+            raise SSL.WantReadError
+        return send(connection, data)
+
+    monkeypatch.setattr(SSL.Connection, "send", balk)
+    data = os.urandom(100_000)
+    end.write(data)
+    assert end._appSendBuffer == [data[2 * 16_384 :]]
+    pair.server.write(b"anything")
+    pair.run()
+    assert pair.server.above.received == data
+
+
+def test_nothing_is_left_in_openssl(pair, monkeypatch):
+    monkeypatch.setattr(tlstransport, "_OVERHEAD", 0)
+    data = os.urandom(100_000)
+    pair.client.write(data)
+    assert len(pair.client.transport.writes) == 2
+    pair.run()
+    assert pair.server.above.received == data
 
 
 def test_a_producer_is_paused_and_goes_on_as_with_twisted(pair):

@@ -89,6 +89,52 @@ def test_several_streams_share_one_message_of_the_turn(pair):
     assert len(pair.outer_carrier.sent) == 1
 
 
+def test_no_message_is_asked_for_in_vain(pair):
+    asked = []
+    next_message = pair.outer.session.next_message
+    pair.outer.session.next_message = lambda: asked.append(True) or next_message()
+    open_stream(pair)
+    pair.clock.advance(0)
+    assert asked == [True]
+    pair.clock.advance(0)
+    assert asked == [True]
+
+
+def test_a_handler_that_goes_on_within_a_flush_keeps_the_order(pair, origin):
+    client = open_stream(pair)
+    pair.run()
+    stream = origin.streams[0]
+    stream.respond(ResponseHead(200, b"OK", []))
+    written = []
+
+    def write():
+        while not stream.congested and len(written) < 40:
+            written.append(b"%02d" % len(written) * 15_000)
+            stream.write(written[-1])
+
+    def drained():
+        drains.append(len(written))
+        write()
+        pair.inner.resume()  # as the transport might
+
+    drains = []
+    stream.handler.drained = drained
+    write()
+    pair.run()
+    assert drains
+    assert len(written) == 40
+    assert b"".join(event for event in client.events if type(event) is bytes) == b"".join(written)
+
+
+def test_a_message_is_life(pair):
+    pair.outer_carrier.deliver = pair.inner_carrier.deliver = lambda: False
+    for _ in range(100):
+        pair.clock.advance(5)
+        for tunnel in (pair.outer, pair.inner):
+            tunnel.message_received(encode(FrameType.PONG, 0, 0, bytes(8)))
+    assert pair.ended == []
+
+
 def test_nothing_is_sent_while_the_transport_is_full(pair, origin):
     client = open_stream(pair)
     pair.run()

@@ -56,7 +56,6 @@ class FakeCarrier:
         sent, self.sent = self.sent, []
         for message in sent:
             if self.peer.open:
-                self.peer.listener.heard()
                 self.peer.listener.message_received(message)
         return bool(sent)
 
