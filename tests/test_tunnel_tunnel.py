@@ -89,17 +89,6 @@ def test_several_streams_share_one_message_of_the_turn(pair):
     assert len(pair.outer_carrier.sent) == 1
 
 
-def test_no_message_is_asked_for_in_vain(pair):
-    asked = []
-    next_message = pair.outer.session.next_message
-    pair.outer.session.next_message = lambda: asked.append(True) or next_message()
-    open_stream(pair)
-    pair.clock.advance(0)
-    assert asked == [True]
-    pair.clock.advance(0)
-    assert asked == [True]
-
-
 def test_a_handler_that_goes_on_within_a_flush_keeps_the_order(pair, origin):
     client = open_stream(pair)
     pair.run()
