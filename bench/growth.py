@@ -23,7 +23,7 @@ from bench.machine import describe
 from bench.origins import LARGE, start_origins
 from bench.processes import Failed
 from bench.room import Address, Room
-from bench.standing import Gateway, Hanging, silence
+from bench.standing import Gateway, silence, start_hanging
 
 __all__ = ["main"]
 
@@ -142,11 +142,9 @@ def measure(directory: Path | None, sizes: Sizes, rounds: int, seconds: float) -
     with contextlib.ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         room = stack.enter_context(Room(base / "origins", "origins"))
-        hanging = Hanging()
-        stack.callback(hanging.close)
         origins = dict(start_origins(room, programs, 1 << 20))
         load = Load(wrk, curl, room.directory / "files" / LARGE[1:], seconds)
-        mine = {"web": origins["web"], "hanging": hanging.address}
+        mine = {"web": origins["web"], "hanging": start_hanging(room)}
         growth = Growth(base, load, mine, rounds)
         points += growth.measure("targets", sizes.targets, growth.gateway)
         points += growth.measure("tunnels", sizes.tunnels, growth.with_tunnels)

@@ -21,7 +21,7 @@ from bench.machine import describe
 from bench.origins import start_origins
 from bench.processes import Failed
 from bench.room import Room
-from bench.standing import Gateway, Hanging, settled, silence
+from bench.standing import Gateway, settled, silence, start_hanging
 
 __all__ = ["main"]
 
@@ -74,11 +74,9 @@ def measure(directory: Path | None, clients: int, tunnels: int, streams: int) ->
     with contextlib.ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         origins_room = stack.enter_context(Room(base / "origins", "origins"))
-        hanging = Hanging()
-        stack.callback(hanging.close)
         origins = dict(start_origins(origins_room, Programs(), 1 << 20))
         room = stack.enter_context(Room(base / "gateway", "gateway"))
-        gateway = Gateway(room, {"web": origins["web"], "hanging": hanging.address})
+        gateway = Gateway(room, {"web": origins["web"], "hanging": start_hanging(origins_room)})
         for _ in range(200):  # what the first requests bring into memory is no crowd's
             gateway.client("web").close()
         for layer in _LAYERS:

@@ -11,7 +11,6 @@ import json
 import selectors
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,36 +20,21 @@ from bench.ours import BIN
 from bench.processes import Failed, usage_of
 from bench.room import Address, Room, Route
 
-__all__ = ["Gateway", "Hanging", "settled"]
+__all__ = ["Gateway", "settled", "silence", "start_hanging"]
 
-_TUNNELS = Path(__file__).parent / "programs" / "tunnels.py"
+_PROGRAMS = Path(__file__).parent / "programs"
 _MANY = "100000"
 
 #: Hosts beside the measured one, for the targets file.
 _MORE = "more{}.test"
 
 
-class Hanging:
-    """An origin on loopback that takes every connection, and never answers."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self._taken: list[socket.socket] = []
-        self.address = Address(self._listener.getsockname()[1])
-        threading.Thread(target=self._take, daemon=True).start()
-
-    def _take(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self._taken.append(self._listener.accept()[0])
-
-    def close(self) -> None:
-        """End all of its connections."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._taken:
-            connection.close()
+def start_hanging(room: Room) -> Address:
+    """Start an origin that takes every connection, and never answers."""
+    address = Address(room.port())
+    room.start("hanging", [sys.executable, "-P", _PROGRAMS / "hanging.py", str(address.port)])
+    room.wait_listening(address.port)
+    return address
 
 
 class Gateway:
@@ -138,7 +122,14 @@ class Gateway:
         role = f"tunnels {time.monotonic_ns()}"
         self.room.start(
             role,
-            [sys.executable, "-P", _TUNNELS, str(self.socket_port), "crowd.key", str(count)],
+            [
+                sys.executable,
+                "-P",
+                _PROGRAMS / "tunnels.py",
+                str(self.socket_port),
+                "crowd.key",
+                str(count),
+            ],
         )
         process = self.room.processes[role]
         try:
