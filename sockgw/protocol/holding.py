@@ -59,6 +59,7 @@ class Holding:
                 self.lingering.add(stream)
             else:
                 self.took(-window.held - window.surcharge)
+                window.held = window.surcharge = 0
 
     def taken_late(self, stream: Stream, count: int) -> None:
         """So many bytes of a stream that lingers have been taken."""

@@ -356,10 +356,11 @@ class Session:
         # message.
         for stream in relieved:
             if not stream.closed:
+                handler = stream.handler
                 try:
-                    stream.handler.drained()
+                    handler.drained()
                 except Exception:  # noqa: BLE001 - one handler's fault must not end the others
-                    self._fail(stream)
+                    self._fail(stream, handler)
         return message
 
     def _take_data(self, size: int, parts: list[bytes], relieved: list[Stream]) -> int:
@@ -464,6 +465,8 @@ class Session:
                 continue
             self.received += 1
             stream = streams.get(number)
+            # A stream that ends lets go of it; should the handler fail, it is needed once more.
+            handler = None if stream is None else stream.handler
             try:
                 if kind == _DATA and stream is not None and payload:
                     if self._budget < FLOOD_BUDGET:
@@ -478,7 +481,7 @@ class Session:
             except Exception:  # noqa: BLE001 - one handler's fault must not end the others
                 stream = stream or self.streams.get(number)
                 if stream is not None:
-                    self._fail(stream)
+                    self._fail(stream, handler)
         self._bytes_untold += len(message)
         if not self.pending and self.received != self._told and self._acknowledgement_due:
             self._wake()
@@ -611,10 +614,11 @@ class Session:
         except Exception:  # noqa: BLE001 - as above
             self._handler.handler_failed(slowest)
 
-    def _fail(self, stream: Stream) -> None:
+    def _fail(self, stream: Stream, handler: StreamHandler | None) -> None:
         """A stream's handler raised: end the stream on both sides, if it has not ended by then."""
         self._handler.handler_failed(stream)
         stream.reset(StreamCode.INTERNAL_ERROR)
         # It may have a client or an origin that still waits.
-        with suppress(Exception):
-            stream.handler.reset(StreamCode.INTERNAL_ERROR, "the handler failed")
+        if handler is not None:
+            with suppress(Exception):
+                handler.reset(StreamCode.INTERNAL_ERROR, "the handler failed")

@@ -328,7 +328,6 @@ class Stream:
         if self._incoming is Phase.ENDED:
             self.complete = True
             self._close()
-            self.let_go()
 
     # ------------------------------------------------------------------ what the peer sends
 
@@ -390,17 +389,17 @@ class Stream:
     def receive_reset(self, code: StreamCode, detail: str) -> None:
         """RESET has come, or the tunnel has ended, or the peer broke a rule."""
         if not self.closed:
+            handler = self.handler
             self._close()
-            self.handler.reset(code, detail)
-            self.let_go()
+            handler.reset(code, detail)
 
     def _received_everything(self, trailers: Headers) -> None:
+        handler = self.handler
         self._incoming = Phase.ENDED
         if self._outgoing is Phase.ENDED and not self._end:
             self.complete = True
             self._close()
-        self.handler.ended(trailers)
-        self.let_go()
+        handler.ended(trailers)
 
     @property
     def receiving(self) -> ReceiveWindow:
@@ -414,9 +413,10 @@ class Stream:
         self.queued = 0
         self._end = False
         self._link.forget(self)
+        # It knows the stream: the two would be left to the garbage collector.
+        if not self._receive.held:
+            self.handler = _NOBODY
 
     def let_go(self) -> None:
-        """Forget the handler, if nothing more can come: it knows the stream, and the two would be a
-        cycle. Not before a call to it has returned; it is needed once more where that fails."""
-        if self.closed and not (self.complete and self._receive.held):
-            self.handler = _NOBODY
+        """What was still held of a stream that is complete has been taken: nothing more comes."""
+        self.handler = _NOBODY
