@@ -16,7 +16,6 @@ more. Whoever writes looks at :attr:`Stream.congested` afterwards and stops its 
 ``drained`` is called: advice, so a stream holds one high-water mark and one read of its source.
 """
 
-from collections import deque
 from enum import Enum, auto
 from typing import Protocol
 
@@ -172,7 +171,7 @@ class Stream:
         self._incoming = incoming
         self._send = SendWindow()
         self._receive = receive
-        self._queue: deque[bytes] = deque()
+        self._queue: list[bytes] = []  # seldom long; a deque takes 760 bytes when it is empty
         self._offset = 0  # bytes of the first chunk that are sent already
         self._end = False  # our direction ends behind what is queued
         self._trailers = b""  # the frame, if there are any
@@ -297,12 +296,13 @@ class Stream:
         parts.append(pack_header(FrameType.DATA, FIN if last else 0, self.id, size))
         queue = self._queue
         missing = size
+        sent = 0  # chunks
         while missing:
-            chunk = queue[0]
+            chunk = queue[sent]
             offset = self._offset
             length = len(chunk) - offset
             if length <= missing:
-                queue.popleft()
+                sent += 1
                 self._offset = 0
                 missing -= length
                 parts.append(chunk[offset:] if offset else chunk)
@@ -310,6 +310,7 @@ class Stream:
                 parts.append(chunk[offset : offset + missing])
                 self._offset = offset + missing
                 missing = 0
+        del queue[:sent]
         if last:
             self._sent_everything()
         elif self.queued and not self._send.available:
