@@ -1,6 +1,8 @@
-"""What a stream knew is let go of when it is over: nothing is left to the garbage collector."""
+"""What a stream takes while it is open and idle, and that nothing is left of it when it is over:
+not even to the garbage collector."""
 
 import gc
+import tracemalloc
 import weakref
 
 import pytest
@@ -148,3 +150,24 @@ def test_a_handler_that_fails_at_the_end_hears_of_it():
     complete(pair, client, origin)
     assert pair.outer.failures == [1]
     assert client.code is StreamCode.INTERNAL_ERROR
+
+
+def test_an_idle_stream_takes_little():
+    count = 1_000
+    pair = Pair(max_streams=count + 1)
+    pair.open()
+    pair.run()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    handlers = [pair.open() for _ in range(count)]
+    pair.run()
+    handlers += pair.inner.handlers
+    for handler in handlers:
+        vars(handler).clear()  # a test's is larger than a stream
+    pair.run()  # acknowledged
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(pair.outer.session.streams) == count + 1
+    each = (after - before) / count / 2
+    print(f"{each:.0f} bytes on each side")
+    assert each < 1_024
