@@ -98,7 +98,8 @@ class End:
         if self.open:
             self.open = False
             self.peer.fin = True
-            self.protocol.connectionLost(Failure(ConnectionDone()))
+            protocol, self.protocol = self.protocol, None  # as Twisted's
+            protocol.connectionLost(Failure(ConnectionDone()))
 
     # The transport.
 
