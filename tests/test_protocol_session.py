@@ -727,7 +727,7 @@ def test_openings_by_who_acknowledges_nothing_do_not_make_us_grow():
         flood()
     assert caught.value.code is TunnelCode.FLOODED
     assert side.session._control_size < 3 * MAX_CONTROL
-    assert len(side.session._turns._fresh) < 2_000
+    assert len(side.session._turns.fresh) < 2_000
 
 
 def test_credit_that_nobody_takes_ends_the_tunnel():

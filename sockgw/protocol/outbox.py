@@ -30,7 +30,7 @@ _Kept = tuple[int, bytes, Departure]  # the number of the last frame, the messag
 class Outbox:
     """The messages of one side of a tunnel that the peer may still miss."""
 
-    __slots__ = ("_again", "_bound", "_kept", "_pool", "_rewound", "acknowledged", "cost", "flight",
+    __slots__ = ("_bound", "_kept", "_pool", "_rewound", "acknowledged", "again", "cost", "flight",
                  "resent", "sent", "size")  # fmt: skip
 
     def __init__(self, bound: int, pool: Pool) -> None:
@@ -38,8 +38,9 @@ class Outbox:
         self._bound = bound
         self._pool = pool
         self._kept: deque[_Kept] = deque()
-        self._again: deque[_Kept] = deque()  # what is still to be sent again
         self._rewound = 0  # frames up to this number have been sent more than once, perhaps
+        #: What may have to be sent again before anything new.
+        self.again: deque[_Kept] = deque()
         #: Bytes kept.
         self.size = 0
         #: What that takes of our memory, in bytes: more, if there are many small messages.
@@ -59,11 +60,6 @@ class Outbox:
         return self.cost >= self._bound or (
             self._pool.used >= self._pool.limit and self.cost >= LEAST
         )
-
-    @property
-    def rewinding(self) -> bool:
-        """Whether something may have to be sent again before anything new."""
-        return bool(self._again)
 
     def keep(self, message: bytes, frames: int, now: float, limited: bool) -> None:
         """A message leaves, with ``frames`` of streams; ``limited``: more waits for the link."""
@@ -103,13 +99,13 @@ class Outbox:
         """A new carrier: the peer has got ``count`` frames, all others are to be sent again."""
         self._rewound = self.sent
         self.acknowledge(count, now)
-        self._again = deque(self._kept)
+        self.again = deque(self._kept)
         self.flight.reset()
 
     def next_again(self) -> bytes:
         """Return the next message to be sent again, before anything new; empty without one."""
-        while self._again:
-            last, message, _ = self._again.popleft()
+        while self.again:
+            last, message, _ = self.again.popleft()
             missing = last - self.acknowledged
             if missing <= 0:
                 continue
@@ -127,6 +123,6 @@ class Outbox:
     def clear(self) -> None:
         """The tunnel is over: nothing will be sent again."""
         self._kept.clear()
-        self._again.clear()
+        self.again.clear()
         self._pool.used -= self.cost
         self.size = self.cost = 0

@@ -307,7 +307,9 @@ class Session:
         Unless ``pending`` afterwards, the one after it is empty.
         """
         outbox = self._outbox
+        turns = self._turns
         urgent = self._urgent
+        control = self._control
         parts: list[bytes] = []
         size = 0
         frames = 0  # of streams
@@ -320,20 +322,19 @@ class Session:
         relieved: list[Stream] = []
         # What is sent again is kept already, and so goes without anything new. It may be as long as
         # a message was, and many pongs beside it would make it too long.
-        again = outbox.next_again() if size < MESSAGE_TARGET // 2 else b""
+        again = outbox.next_again() if outbox.again and size < MESSAGE_TARGET // 2 else b""
         if again:
             parts.append(again)
-        elif outbox.rewinding or outbox.full:
+        elif outbox.again or outbox.full:
             self._blocked = True
         else:
-            control = self._control
             while control and size < MESSAGE_TARGET:
                 frame = control.popleft()
                 parts.append(frame)
                 size += len(frame)
                 self._control_size -= len(frame)
                 frames += 1
-            if self._turns:
+            if turns.others or turns.fresh:
                 frames += self._take_data(size, parts, relieved)
         if self.received != self._told and (parts or self._acknowledgement_due):
             self._told = self.received
@@ -346,8 +347,8 @@ class Session:
         if not message:
             self.pending = False
             return b""
-        more = bool(self._turns)
-        self.pending = bool(more or urgent or self._control or outbox.rewinding)
+        more = bool(turns.others or turns.fresh)
+        self.pending = bool(more or urgent or control or outbox.again)
         if frames:
             # More was there, and it is the link that it waits for: not credit, not its source.
             limited = more and outbox.size * 2 >= outbox.flight.limit

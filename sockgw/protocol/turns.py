@@ -20,28 +20,29 @@ SHARED_FRAME = 16_384  # bytes of DATA in a frame while several streams compete
 class Turns:
     """The streams of a session that have data and credit."""
 
-    __slots__ = ("_fresh", "_freshs_turn", "_others")
+    __slots__ = ("_freshs_turn", "fresh", "others")
 
     def __init__(self) -> None:
-        self._fresh: deque[Stream] = deque()
-        self._others: deque[Stream] = deque()
         self._freshs_turn = True
+        #: Those that had nothing to send before, and all others.
+        self.fresh: deque[Stream] = deque()
+        self.others: deque[Stream] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._others or self._fresh)
+        return bool(self.others or self.fresh)
 
     def add(self, stream: Stream, fresh: bool) -> None:
         """A stream can send; ``fresh``: it had nothing to send before."""
         stream.scheduled = True
-        (self._fresh if fresh else self._others).append(stream)
+        (self.fresh if fresh else self.others).append(stream)
 
     def fill(self, parts: list[bytes], size: int, target: int, relieved: list[Stream]) -> int:
         """Fill a message of ``size`` bytes up with DATA until it has ``target``.
 
         Returns the number of frames; ``relieved`` gets the streams whose sources may go on.
         """
-        fresh = self._fresh
-        others = self._others
+        fresh = self.fresh
+        others = self.others
         shared = min(SHARED_FRAME, target)
         frames = 0
         while (others or fresh) and size < target:
@@ -63,5 +64,5 @@ class Turns:
 
     def clear(self) -> None:
         """The tunnel is over."""
-        self._fresh.clear()
-        self._others.clear()
+        self.fresh.clear()
+        self.others.clear()
