@@ -17,13 +17,15 @@ __all__ = ["Holding"]
 class Holding:
     """The books of one tunnel; it keeps those of the process, too."""
 
-    __slots__ = ("_limits", "_memory", "buffered", "lingering", "promised")
+    __slots__ = ("_limits", "_memory", "buffered", "lingering", "pool", "promised")
 
     def __init__(self, limits: Limits, memory: Memory) -> None:
         self._limits = limits
         self._memory = memory
         #: Bytes held.
         self.buffered = 0
+        #: Bytes held by all tunnels; changes with ``buffered``.
+        self.pool = memory.buffered
         #: Bytes by which windows exceed their first size.
         self.promised = 0
         #: Streams that are complete, and of which something is held.
@@ -37,7 +39,7 @@ class Holding:
     def took(self, count: int) -> None:
         """So many more bytes are held; negative: fewer."""
         self.buffered += count
-        self._memory.buffered.used += count
+        self.pool.used += count
 
     def promise(self, count: int) -> int:
         """Return by how much a window may grow that wants to by ``count`` bytes."""

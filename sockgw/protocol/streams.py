@@ -28,6 +28,7 @@ from sockgw.protocol.errors import (
 )
 from sockgw.protocol.frames import FIN, MAX_DATA, FrameType, encode, pack_header
 from sockgw.protocol.heads import Headers, ResponseHead
+from sockgw.protocol.memory import Pool
 from sockgw.protocol.payloads import (
     decode_head,
     encode_reset,
@@ -105,10 +106,10 @@ _NOBODY: StreamHandler = _Nobody()
 
 
 class Books(Protocol):
-    """Where a stream's memory is accounted for."""
+    """Where a stream's memory is accounted for. Added to without a call: each frame comes by."""
 
-    def took(self, count: int) -> None:
-        """So many more bytes are held for local sockets; negative: fewer."""
+    buffered: int  #: bytes that the tunnel holds for local sockets
+    pool: Pool  #: what all tunnels of the process hold
 
 
 class Link(Protocol):
@@ -263,7 +264,9 @@ class Stream:
         if receive.surcharge and count >= receive.held:
             freed += receive.surcharge
             receive.surcharge = 0
-        self._link.holding.took(-freed)
+        books = self._link.holding
+        books.buffered -= freed
+        books.pool.used -= freed
         if self._incoming is Phase.ENDED:
             receive.held -= count
             return
@@ -345,7 +348,9 @@ class Stream:
             if cost < LEAST_COST:
                 self._receive.surcharge += LEAST_COST - cost
                 cost = LEAST_COST
-            self._link.holding.took(cost)
+            books = self._link.holding
+            books.buffered += cost
+            books.pool.used += cost
             self.handler.data_received(payload)
         if end and not self.closed:
             self._received_everything([])
