@@ -25,6 +25,7 @@ COMPILED = [
     "sockgw/http/originexchange.py",
     "sockgw/http/outgoing.py",
     "sockgw/http/reader.py",
+    "sockgw/http/shapes.py",
     "sockgw/inner/forwarder.py",
     "sockgw/outer/dispatch.py",
     "sockgw/outer/gateway.py",

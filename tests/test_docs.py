@@ -153,15 +153,10 @@ def test_the_two_commands_are_targets_of_the_makefile():
 
 
 # Of other programs: twistd, pip, systemctl.
-_FOREIGN = {
+_FOREIGN = {"logfile", "logger", "now", "pidfile", "syslog", "upgrade"} | {
+    "editable",
     "no-build-isolation",
     "no-deps",
-    "logfile",
-    "logger",
-    "now",
-    "pidfile",
-    "syslog",
-    "upgrade",
 }
 # Of sockgw's own commands.
 _COMMANDS = {"common-name", "config", "help", "once", "role", "type", "version"}
