@@ -45,7 +45,7 @@ class Measured:
     """Takes the memory of both layers before and after a crowd has come."""
 
     def __init__(self, gateway: Gateway, rows: list[Row]) -> None:
-        self._gateway = gateway
+        self.gateway = gateway
         self._rows = rows
 
     @contextlib.contextmanager
@@ -53,19 +53,26 @@ class Measured:
         self, what: str, count: int, outer: float | None, inner: float | None
     ) -> Iterator[None]:
         """The block brings ``count`` of them; limits in KiB for each, None for none."""
-        before = {layer: settled(self._gateway, layer) for layer in _LAYERS}
+        before = {layer: settled(self.gateway, layer) for layer in _LAYERS}
         yield
         for layer, most in zip(_LAYERS, (outer, inner), strict=True):
-            grown = settled(self._gateway, layer) - before[layer]
+            grown = settled(self.gateway, layer) - before[layer]
             self._rows.append(Row(what, layer, grown / count / _KIB, "KiB", most))
 
     def cpu(self, what: str, seconds: float) -> None:
         """Let time pass."""
-        before = {layer: self._gateway.cpu(layer) for layer in _LAYERS}
+        before = {layer: self.gateway.cpu(layer) for layer in _LAYERS}
         time.sleep(seconds)
         for layer in _LAYERS:
-            used = (self._gateway.cpu(layer) - before[layer]) / seconds * 1000
+            used = (self.gateway.cpu(layer) - before[layer]) / seconds * 1000
             self._rows.append(Row(what, layer, used, "ms CPU/s"))
+
+
+def warm(gateway: Gateway) -> Gateway:
+    """Have it answer some requests: what they bring into memory is no crowd's."""
+    for _ in range(200):
+        gateway.client("web").close()
+    return gateway
 
 
 def measure(directory: Path | None, clients: int, tunnels: int, streams: int) -> list[Row]:
@@ -75,10 +82,9 @@ def measure(directory: Path | None, clients: int, tunnels: int, streams: int) ->
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         origins_room = stack.enter_context(Room(base / "origins", "origins"))
         origins = dict(start_origins(origins_room, Programs(), 1 << 20))
+        reachable = {"web": origins["web"], "hanging": start_hanging(origins_room)}
         room = stack.enter_context(Room(base / "gateway", "gateway"))
-        gateway = Gateway(room, {"web": origins["web"], "hanging": start_hanging(origins_room)})
-        for _ in range(200):  # what the first requests bring into memory is no crowd's
-            gateway.client("web").close()
+        gateway = warm(Gateway(room, reachable))
         for layer in _LAYERS:
             rows.append(Row("nothing", layer, settled(gateway, layer) / _KIB / _KIB, "MiB"))
         taken = Measured(gateway, rows)
@@ -96,13 +102,17 @@ def measure(directory: Path | None, clients: int, tunnels: int, streams: int) ->
                 stack_of_tunnels.enter_context(gateway.tunnels(tunnels))
             taken.cpu(f"{clients} clients, {tunnels} tunnels", 20)
 
-        # On top of a connection that asks: what a request under way takes beside it.
-        with taken.each(
-            "a stream, with its client's and its origin's connection", streams, 34, None
-        ):
-            standing += [gateway.client("hanging", answered=False) for _ in range(streams)]
+        for connection in standing:
+            connection.close()
+        standing.clear()
+        # Another one: what clients that have left give back would be used again.
+        room = stack.enter_context(Room(base / "another", "another gateway"))
+        taken = Measured(warm(Gateway(room, reachable)), rows)
+        what = "a stream, with its client's and its origin's connection"
+        with taken.each(what, streams, 34, None):
+            standing += [taken.gateway.client("hanging", answered=False) for _ in range(streams)]
         silence(standing)
-        taken.cpu(f"{clients} clients, {streams} streams", 10)
+        taken.cpu(f"{streams} streams", 10)
     return rows
 
 
