@@ -23,7 +23,7 @@ from bench.machine import describe
 from bench.origins import LARGE, start_origins
 from bench.processes import Failed
 from bench.room import Address, Room
-from bench.standing import Gateway, silence, start_hanging
+from bench.standing import Gateway, standing_still, start_hanging
 
 __all__ = ["main"]
 
@@ -126,7 +126,7 @@ def _standing(clients: Iterator[socket.socket]) -> Iterator[None]:
     try:
         connections.extend(clients)
         yield
-        silence(connections)
+        standing_still(connections)
     finally:
         for connection in connections:
             connection.close()

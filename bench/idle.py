@@ -21,7 +21,7 @@ from bench.machine import describe
 from bench.origins import start_origins
 from bench.processes import Failed
 from bench.room import Room
-from bench.standing import Gateway, settled, silence, start_hanging
+from bench.standing import Gateway, settled, standing_still, start_hanging
 
 __all__ = ["main"]
 
@@ -94,7 +94,7 @@ def measure(directory: Path | None, clients: int, tunnels: int, streams: int) ->
         stack.callback(lambda: [connection.close() for connection in standing])
         with taken.each("a client that has asked", clients, 30, None):
             standing += [gateway.client("web") for _ in range(clients)]
-        silence(standing)
+        standing_still(standing)
         taken.cpu(f"{clients} clients", 10)
 
         with gateway.tunnels(10), contextlib.ExitStack() as stack_of_tunnels:
@@ -111,7 +111,7 @@ def measure(directory: Path | None, clients: int, tunnels: int, streams: int) ->
         what = "a stream, with its client's and its origin's connection"
         with taken.each(what, streams, 34, None):
             standing += [taken.gateway.client("hanging", answered=False) for _ in range(streams)]
-        silence(standing)
+        standing_still(standing)
         taken.cpu(f"{streams} streams", 10)
     return rows
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from sockgw.http.application import NOBODY, RequestHandler
 from sockgw.http.framing import CHUNKED
-from sockgw.http.headers import end_to_end, lower, lowered, serialize
+from sockgw.http.headers import end_to_end, lower, serialize
+from sockgw.http.shapes import FRAMING, name_of, shapes
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -38,13 +39,6 @@ _STATUS_LINES = {
     (status.value, status.phrase.encode()): f"HTTP/1.1 {status.value} {status.phrase}".encode()
     for status in HTTPStatus
 }
-
-# The server's own business, whatever an application says of them.
-_OURS = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
-)
-_NOT_SWITCHED = _OURS | {b"content-length"}
-_LOOKED_AT = _OURS | {b"content-length", b"date"}
 
 # RFC 9110, section 6.5.1: fields that must not come late. Those of one hop end_to_end() drops.
 _NO_TRAILERS = frozenset(
@@ -216,25 +210,18 @@ class Exchange:
             self._switch(head)
             return
         connection = self._connection
-        fields: Headers = []
-        lengths: list[bytes] = []
-        dated = False
-        for field in head.headers:
-            key = lowered[field[0]]
-            if key in _LOOKED_AT:
-                if key == b"content-length":
-                    lengths.append(field[1])
-                    continue
-                if key in _OURS:
-                    continue
-                dated = True
-            fields.append(field)
+        headers = head.headers
+        shape = shapes[tuple(map(name_of, headers))]
+        fields = shape.unframed(headers)
+        lengths = shape.lengths
 
         # A request that is still coming in, of which nobody may want the rest, leaves the
         # connection in no state for another.
         persistent = self.keep_alive and self.complete and not connection.leaving
         remaining = 0
-        length = lengths[0] if len(lengths) == 1 and _is_length(lengths[0]) else None
+        length = headers[lengths[0]][1] if len(lengths) == 1 else None
+        if length is not None and not _is_length(length):
+            length = None
         if status == 204:  # RFC 9110, section 8.6: no length either
             framing = Framing.NONE
         elif status == 304 or self.head.method == b"HEAD":
@@ -251,7 +238,7 @@ class Exchange:
         else:
             framing = Framing.CHUNKED
             fields.append((b"Transfer-Encoding", b"chunked"))
-        if not dated:
+        if not shape.dated:
             fields.append((b"Date", http_date(int(connection.wall_clock()))))
         if not persistent:
             fields.append((b"Connection", b"close"))
@@ -339,7 +326,7 @@ class Exchange:
         """Send a 101 and go on with bytes. Raises ValueError where none was asked for."""
         if head.status != 101 or not (self.head.upgrade and head.upgrade):
             raise ValueError("not a final status")
-        fields = [field for field in head.headers if lower(field[0]) not in _NOT_SWITCHED]
+        fields = [field for field in head.headers if lower(field[0]) not in FRAMING]
         fields += ((b"Connection", b"upgrade"), (b"Upgrade", head.upgrade))
         data = serialize(status_line(101, head.reason), fields)
         self.framing = Framing.RAW

@@ -12,13 +12,25 @@ from operator import itemgetter
 from sockgw.http.headers import HOP_BY_HOP, TE_TRAILERS, USUAL_OPTIONS, end_to_end, lower
 from sockgw.protocol.heads import Headers
 
-__all__ = ["Shape", "name_of", "shapes"]
+__all__ = ["FRAMING", "Shape", "name_of", "shapes"]
 
 # Strangers could fill what is remembered; then it begins anew. Of names as they are in use a shape
 # takes some 2 KiB.
 _MAX_SHAPES = 512
 _MAX_NAMES = 64
 _MAX_SIZE = 2_048  # bytes of a shape's names
+
+# What a server decides for itself, whatever an application says.
+FRAMING = frozenset(
+    (
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-connection",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
 
 #: The name of a field: ``shapes[tuple(map(name_of, headers))]`` is the shape of a head.
 name_of = itemgetter(0)
@@ -27,7 +39,17 @@ name_of = itemgetter(0)
 class Shape:
     """A head, but for its values. Fields are given by their places in the head."""
 
-    __slots__ = ("_connections", "_passes", "_te_last", "codings", "hosts", "lengths", "te")
+    __slots__ = (
+        "_connections",
+        "_passes",
+        "_te_last",
+        "_unframed",
+        "codings",
+        "dated",
+        "hosts",
+        "lengths",
+        "te",
+    )
 
     def __init__(self, names: tuple[bytes, ...]) -> None:
         """Raises ValueError for a bad name."""
@@ -42,9 +64,18 @@ class Shape:
         self._passes = None if all(passes) else tuple(passes)
         self.codings = _places(keys, b"transfer-encoding")
         self.lengths = _places(keys, b"content-length")
+        unframed = [key not in FRAMING for key in keys]
+        self._unframed = None if all(unframed) else tuple(unframed)
+        #: Whether there is any Date.
+        self.dated = b"date" in keys
         self.hosts = len(_places(keys, b"host"))
         #: Whether there is any TE.
         self.te = bool(te)
+
+    def unframed(self, headers: Headers) -> Headers:
+        """Return a list of those fields that say nothing about framing and the connection."""
+        unframed = self._unframed
+        return list(headers) if unframed is None else list(compress(headers, unframed))
 
     def end_to_end(self, headers: Headers) -> Headers:
         """Return those fields of a head of this shape that pass; see :func:`.headers.end_to_end`.
