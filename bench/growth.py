@@ -23,7 +23,7 @@ from bench.machine import describe
 from bench.origins import LARGE, start_origins
 from bench.processes import Failed
 from bench.room import Address, Room
-from bench.standing import Gateway, standing_still, start_hanging
+from bench.standing import Gateway, open_streams, silence, start_hanging
 
 __all__ = ["main"]
 
@@ -77,26 +77,35 @@ class Growth:
         thing: str,
         counts: Sequence[int],
         furnish: Callable[[contextlib.ExitStack, int], Gateway],
+        anew: bool = False,
     ) -> list[Point]:
-        """``furnish`` makes a gateway that has so many of the thing."""
+        """``furnish`` makes a gateway that has so many of the thing.
+
+        ``anew``: each request on a new connection, for which an inner layer is chosen.
+        """
+        get = self._load.get_anew if anew else self._load.get
         points = [Point(thing, count) for count in counts]
         with contextlib.ExitStack() as stack:
             gateways = [furnish(stack, count) for count in counts]
             for number in range(self._rounds + 1):
-                for point, gateway in zip(points, gateways, strict=True):
+                turns = list(zip(points, gateways, strict=True))
+                for point, gateway in turns if number % 2 else reversed(turns):
                     before = [gateway.cpu(layer) for layer in _LAYERS]
-                    done = self._load.get(gateway.route("web"), _CONNECTIONS)
+                    done = get(gateway.route("web"), _CONNECTIONS)
                     used = sum(gateway.cpu(layer) for layer in _LAYERS) - sum(before)
                     if number:  # the first round only warms up
                         point.microseconds.append(used / done.count * 1e6)
                         point.p50.append(done.p50)
         return points
 
-    def gateway(self, stack: contextlib.ExitStack, targets: int = 0) -> Gateway:
+    def gateway(
+        self, stack: contextlib.ExitStack, targets: int = 0, hanging: Address | None = None
+    ) -> Gateway:
         """Return a new one."""
+        origins = self._origins if hanging is None else {**self._origins, "hanging": hanging}
         self._rooms += 1
         room = stack.enter_context(Room(self._base / f"gateway{self._rooms}", "gateway"))
-        return Gateway(room, self._origins, targets)
+        return Gateway(room, origins, targets)
 
     def with_tunnels(self, stack: contextlib.ExitStack, count: int) -> Gateway:
         """Return one with so many tunnels, of which one carries."""
@@ -108,25 +117,27 @@ class Growth:
     def with_clients(self, stack: contextlib.ExitStack, count: int) -> Gateway:
         """Return one with so many clients that have asked once."""
         gateway = self.gateway(stack)
-        stack.enter_context(_standing(gateway.client("web") for _ in range(count)))
+        stack.enter_context(_standing(gateway.client() for _ in range(count)))
         return gateway
 
     def with_streams(self, stack: contextlib.ExitStack, count: int) -> Gateway:
         """Return one with so many requests under way whose answer does not come."""
-        gateway = self.gateway(stack)
-        stack.enter_context(
-            _standing(gateway.client("hanging", answered=False) for _ in range(count))
-        )
+        # To an origin of its own, whose connections tell how many streams are open.
+        self._rooms += 1
+        room = stack.enter_context(Room(self._base / f"hanging{self._rooms}", "hanging"))
+        gateway = self.gateway(stack, hanging=start_hanging(room))
+        clients = stack.enter_context(_standing(gateway.connect() for _ in range(count)))
+        open_streams(gateway, clients)
         return gateway
 
 
 @contextlib.contextmanager
-def _standing(clients: Iterator[socket.socket]) -> Iterator[None]:
+def _standing(clients: Iterator[socket.socket]) -> Iterator[list[socket.socket]]:
     connections: list[socket.socket] = []
     try:
         connections.extend(clients)
-        yield
-        standing_still(connections)
+        yield connections
+        silence(connections)
     finally:
         for connection in connections:
             connection.close()
@@ -144,10 +155,12 @@ def measure(directory: Path | None, sizes: Sizes, rounds: int, seconds: float) -
         room = stack.enter_context(Room(base / "origins", "origins"))
         origins = dict(start_origins(room, programs, 1 << 20))
         load = Load(wrk, curl, room.directory / "files" / LARGE[1:], seconds)
-        mine = {"web": origins["web"], "hanging": start_hanging(room)}
-        growth = Growth(base, load, mine, rounds)
+        growth = Growth(base, load, origins, rounds)
         points += growth.measure("targets", sizes.targets, growth.gateway)
         points += growth.measure("tunnels", sizes.tunnels, growth.with_tunnels)
+        points += growth.measure(
+            "tunnels, anew", sizes.tunnels[:: len(sizes.tunnels) - 1], growth.with_tunnels, True
+        )
         points += growth.measure("idle clients", sizes.clients, growth.with_clients)
         points += growth.measure("open streams", sizes.streams, growth.with_streams)
     return points

@@ -21,13 +21,14 @@ from bench.machine import describe
 from bench.origins import start_origins
 from bench.processes import Failed
 from bench.room import Room
-from bench.standing import Gateway, settled, standing_still, start_hanging
+from bench.standing import Gateway, open_streams, settled, silence, start_hanging
 
 __all__ = ["main"]
 
 OUTPUT = Path("build/bench")
 _LAYERS = ("outer", "inner")
 _KIB = 1024
+_STREAM = 4  # KiB at most that a stream takes of a layer
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Measured:
     """Takes the memory of both layers before and after a crowd has come."""
 
     def __init__(self, gateway: Gateway, rows: list[Row]) -> None:
-        self.gateway = gateway
+        self._gateway = gateway
         self._rows = rows
 
     @contextlib.contextmanager
@@ -53,67 +54,100 @@ class Measured:
         self, what: str, count: int, outer: float | None, inner: float | None
     ) -> Iterator[None]:
         """The block brings ``count`` of them; limits in KiB for each, None for none."""
-        before = {layer: settled(self.gateway, layer) for layer in _LAYERS}
+        before = {layer: settled(self._gateway, layer) for layer in _LAYERS}
         yield
         for layer, most in zip(_LAYERS, (outer, inner), strict=True):
-            grown = settled(self.gateway, layer) - before[layer]
+            grown = settled(self._gateway, layer) - before[layer]
             self._rows.append(Row(what, layer, grown / count / _KIB, "KiB", most))
 
     def cpu(self, what: str, seconds: float) -> None:
         """Let time pass."""
-        before = {layer: self.gateway.cpu(layer) for layer in _LAYERS}
+        before = {layer: self._gateway.cpu(layer) for layer in _LAYERS}
         time.sleep(seconds)
         for layer in _LAYERS:
-            used = (self.gateway.cpu(layer) - before[layer]) / seconds * 1000
+            used = (self._gateway.cpu(layer) - before[layer]) / seconds * 1000
             self._rows.append(Row(what, layer, used, "ms CPU/s"))
 
 
-def warm(gateway: Gateway) -> Gateway:
-    """Have it answer some requests: what they bring into memory is no crowd's."""
-    for _ in range(200):
-        gateway.client("web").close()
-    return gateway
-
-
-def measure(directory: Path | None, clients: int, tunnels: int, streams: int) -> list[Row]:
+def measure(directory: Path | None, clients: int, tunnels: int, tls_clients: int) -> list[Row]:
     """Return all rows. Raises Failed where something does not stand as it should."""
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
-        origins_room = stack.enter_context(Room(base / "origins", "origins"))
-        origins = dict(start_origins(origins_room, Programs(), 1 << 20))
-        reachable = {"web": origins["web"], "hanging": start_hanging(origins_room)}
-        room = stack.enter_context(Room(base / "gateway", "gateway"))
-        gateway = warm(Gateway(room, reachable))
-        for layer in _LAYERS:
-            rows.append(Row("nothing", layer, settled(gateway, layer) / _KIB / _KIB, "MiB"))
-        taken = Measured(gateway, rows)
-        taken.cpu("nothing", 5)
-
-        standing: list[socket.socket] = []
-        stack.callback(lambda: [connection.close() for connection in standing])
-        with taken.each("a client that has asked", clients, 30, None):
-            standing += [gateway.client("web") for _ in range(clients)]
-        standing_still(standing)
-        taken.cpu(f"{clients} clients", 10)
-
-        with gateway.tunnels(10), contextlib.ExitStack() as stack_of_tunnels:
-            with taken.each("a tunnel", tunnels, 60, None):
-                stack_of_tunnels.enter_context(gateway.tunnels(tunnels))
-            taken.cpu(f"{clients} clients, {tunnels} tunnels", 20)
-
-        for connection in standing:
-            connection.close()
-        standing.clear()
-        # Another one: what clients that have left give back would be used again.
-        room = stack.enter_context(Room(base / "another", "another gateway"))
-        taken = Measured(warm(Gateway(room, reachable)), rows)
-        what = "a stream, with its client's and its origin's connection"
-        with taken.each(what, streams, 34, None):
-            standing += [taken.gateway.client("hanging", answered=False) for _ in range(streams)]
-        standing_still(standing)
-        taken.cpu(f"{streams} streams", 10)
+        room = stack.enter_context(Room(base / "origins", "origins"))
+        origins = dict(start_origins(room, Programs(), 1 << 20))
+        origins["hanging"] = start_hanging(room)
+        with Room(base / "gateway", "gateway") as room:
+            _plain(Gateway(room, origins), rows, clients, tunnels)
+        with Room(base / "fresh", "fresh") as room:
+            _fresh(Gateway(room, origins), rows, clients // 2)
+        with Room(base / "tls", "tls") as room:
+            _tls(Gateway(room, origins, tls=True), rows, tls_clients)
     return rows
+
+
+def _plain(gateway: Gateway, rows: list[Row], clients: int, tunnels: int) -> None:
+    _warm(gateway)
+    for layer in _LAYERS:
+        rows.append(Row("nothing", layer, settled(gateway, layer) / _KIB / _KIB, "MiB"))
+    taken = Measured(gateway, rows)
+    taken.cpu("nothing", 5)
+    with contextlib.ExitStack() as stack:
+        standing: list[socket.socket] = []
+        stack.callback(_close, standing)
+        before = 0
+        for size in (clients // 10, clients // 2, clients):
+            with taken.each(f"a client that has asked, to {size}", size - before, 30, 1):
+                standing += [gateway.client() for _ in range(size - before)]
+            before = size
+        silence(standing)
+        taken.cpu(f"{clients} clients", 10)
+        # The same connections ask again: what is added is their streams. Nothing that has been
+        # measured leaves before the next crowd comes, which would live in the memory it frees.
+        before = 0
+        for size in (clients // 10, clients):
+            what = f"a stream beside its client, to {size}"
+            with taken.each(what, size - before, _STREAM, _STREAM):
+                open_streams(gateway, standing[:size], before)
+            before = size
+        taken.cpu(f"{clients} streams", 10)
+        with gateway.tunnels(10):
+            with taken.each(f"a tunnel, to {tunnels}", tunnels, 60, None):
+                stack.enter_context(gateway.tunnels(tunnels))
+            taken.cpu(f"{clients} streams, {tunnels} tunnels", 10)
+        silence(standing)
+
+
+def _fresh(gateway: Gateway, rows: list[Row], clients: int) -> None:
+    _warm(gateway)
+    standing: list[socket.socket] = []
+    try:
+        with Measured(gateway, rows).each("a client that has not asked", clients, 30, 1):
+            standing += [gateway.connect() for _ in range(clients)]
+        silence(standing)
+    finally:
+        _close(standing)
+
+
+def _tls(gateway: Gateway, rows: list[Row], clients: int) -> None:
+    _warm(gateway)
+    standing: list[socket.socket] = []
+    try:
+        with Measured(gateway, rows).each("a client with TLS", clients, None, None):
+            standing += [gateway.client() for _ in range(clients)]
+    finally:
+        _close(standing)
+
+
+def _warm(gateway: Gateway) -> None:
+    """What the first requests bring into memory is no crowd's."""
+    for _ in range(200):
+        gateway.client().close()
+
+
+def _close(connections: list[socket.socket]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,9 +157,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="for temporary files")
     options = parser.parse_args(arguments)
-    clients, tunnels, streams = (1000, 100, 500) if options.quick else (10_000, 2_000, 10_000)
+    clients, tunnels, tls = (1000, 100, 200) if options.quick else (10_000, 2_000, 1_000)
     try:
-        rows = measure(options.directory, clients, tunnels, streams)
+        rows = measure(options.directory, clients, tunnels, tls)
     except Failed as error:
         print(f"bench: {error}")
         return 1

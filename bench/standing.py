@@ -10,19 +10,18 @@ import contextlib
 import json
 import selectors
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from bench.origins import SMALL
+from bench.origins import PROGRAMS, SMALL
 from bench.ours import BIN
 from bench.processes import Failed, usage_of
 from bench.room import Address, Room, Route
 
-__all__ = ["Gateway", "settled", "standing_still", "start_hanging"]
+__all__ = ["Gateway", "open_streams", "settled", "silence", "start_hanging"]
 
-_PROGRAMS = Path(__file__).parent / "programs"
 _MANY = "100000"
 
 #: Hosts beside the measured one, for the targets file.
@@ -32,7 +31,7 @@ _MORE = "more{}.test"
 def start_hanging(room: Room) -> Address:
     """Start an origin that takes every connection, and never answers."""
     address = Address(room.port())
-    room.start("hanging", [sys.executable, "-P", _PROGRAMS / "hanging.py", str(address.port)])
+    room.start("hanging", [sys.executable, "-P", PROGRAMS / "hanging.py", str(address.port)])
     room.wait_listening(address.port)
     return address
 
@@ -43,9 +42,22 @@ class Gateway:
     Carriers are without TLS: what is measured here does not depend on it.
     """
 
-    def __init__(self, room: Room, origins: dict[str, Address], targets: int = 0) -> None:
-        """``targets`` is how many there are beside those of the origins."""
+    def __init__(
+        self, room: Room, origins: dict[str, Address], targets: int = 0, *, tls: bool = False
+    ) -> None:
+        """``targets``: how many there are beside those of the origins; ``tls``: of clients."""
         self.room = room
+        self._tls: ssl.SSLContext | None = None
+        endpoint = "tcp:{}:interface=127.0.0.1:backlog=4096"
+        if tls:
+            room.call(
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
+                *("ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=web.test"),
+                *("-addext", "subjectAltName=DNS:web.test", "-keyout", "tls.key"),
+                *("-out", "tls.crt"),
+            )
+            self._tls = ssl.create_default_context(cafile=room.directory / "tls.crt")
+            endpoint = "tls:{}:privateKey=tls.key:certKey=tls.crt:interface=127.0.0.1:backlog=4096"
         for name in ("innerLayer", "crowd"):
             room.call(
                 *(BIN / "sockgw", "certificates", "--common-name", name),
@@ -61,7 +73,7 @@ class Gateway:
                 *(BIN / "twistd", "-n", "--pidfile=", "sockgw-outer"),
                 *("--public-key", "innerLayer.crt", "--public-key", "crowd.crt"),
                 *("--targets", "targets.yaml"),
-                *("--app-port", f"tcp:{self._app}:interface=127.0.0.1:backlog=4096"),
+                *("--app-port", endpoint.format(self._app)),
                 *("--socket-port", f"tcp:{self.socket_port}:interface=127.0.0.1:backlog=4096"),
                 *("--access-log", "off", "--keep-alive-timeout", "3600000"),
                 *("--head-timeout", "3600000", "--timeout", "3600000"),
@@ -106,15 +118,36 @@ class Gateway:
         """Return the seconds of CPU that a layer has used."""
         return usage_of(self.room.processes[role].pid).cpu
 
-    def client(self, name: str, path: str = SMALL, *, answered: bool = True) -> socket.socket:
-        """Connect a client that asks once, and wait for its answer if there is to be one."""
-        connection = socket.create_connection(self.route(name).address[::-1], 20)
-        request = f"GET {path} HTTP/1.1\r\nHost: {name}.test\r\nUser-Agent: bench\r\n\r\n"
-        connection.sendall(request.encode())
+    def connect(self) -> socket.socket:
+        """Connect a client that has not asked anything yet."""
+        connection = socket.create_connection(self.route("").address[::-1], 20)
+        if self._tls is None:
+            return connection
+        return self._tls.wrap_socket(connection, server_hostname="web.test")
+
+    def ask(self, connection: socket.socket, name: str, *, answered: bool = True) -> None:
+        """Have a client ask an origin, and wait for the answer if there is to be one."""
+        connection.sendall(
+            f"GET {SMALL} HTTP/1.1\r\nHost: {name}.test\r\nUser-Agent: bench\r\n\r\n".encode()
+        )
         if answered and not connection.recv(65_536).startswith(b"HTTP/1.1 200 "):
-            connection.close()
             raise Failed("a client was not answered")
+
+    def client(self, name: str = "web") -> socket.socket:
+        """Connect a client that has been answered."""
+        connection = self.connect()
+        self.ask(connection, name)
         return connection
+
+    def wait_streams(self, count: int, patience: float = 60.0) -> None:
+        """Wait until the origin that does not answer has so many connections open."""
+        hanging = self._origins["hanging"]
+        deadline = time.monotonic() + patience
+        while _established(hanging.port) < count:
+            if time.monotonic() > deadline:
+                have = _established(hanging.port)
+                raise Failed(f"{have} and not {count} streams within {patience:g} s")
+            time.sleep(0.1)
 
     @contextlib.contextmanager
     def tunnels(self, count: int) -> Iterator[None]:
@@ -125,7 +158,7 @@ class Gateway:
             [
                 sys.executable,
                 "-P",
-                _PROGRAMS / "tunnels.py",
+                PROGRAMS / "tunnels.py",
                 str(self.socket_port),
                 "crowd.key",
                 str(count),
@@ -142,15 +175,24 @@ class Gateway:
             self.room.stop(role)
 
 
-def standing_still(connections: list[socket.socket]) -> None:
-    """Raise :exc:`Failed` if one of them has been closed."""
+def open_streams(gateway: Gateway, connections: list[socket.socket], before: int = 0) -> None:
+    """Have all clients but the first ``before`` ask the origin that does not answer.
+
+    Not all at once: listeners' queues hold a few thousand.
+    """
+    for start in range(before, len(connections), 500):
+        for connection in connections[start : start + 500]:
+            gateway.ask(connection, "hanging", answered=False)
+        gateway.wait_streams(min(start + 500, len(connections)))
+
+
+def silence(connections: list[socket.socket]) -> None:
+    """Raise :exc:`Failed` if one of them is not idle: it has been closed, or sent something."""
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)
-        for key, _ in selector.select(0):
-            # The end of an answer may have come behind its beginning.
-            if not socket.socket.recv(key.fileobj, 65_536, socket.MSG_DONTWAIT):  # type: ignore[arg-type]
-                raise Failed("a connection that should stand has ended")
+        if selector.select(0):
+            raise Failed("connections that should stand have ended")
 
 
 def settled(gateway: Gateway, role: str, patience: float = 10.0) -> int:
@@ -163,3 +205,10 @@ def settled(gateway: Gateway, role: str, patience: float = 10.0) -> int:
         if now == before or time.monotonic() > deadline:
             return now
         before = now
+
+
+def _established(port: int) -> int:
+    """Return how many connections to a port of loopback are open: proc(5), /proc/net/tcp."""
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        remote = f"0100007F:{port:04X}"
+        return sum(fields[2:4] == [remote, "01"] for fields in map(str.split, file))
