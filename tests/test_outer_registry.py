@@ -1,5 +1,7 @@
 """The registry: whom a request goes to."""
 
+import random
+
 import pytest
 from twisted.internet.task import Clock
 
@@ -48,6 +50,66 @@ def test_equals_take_turns(registry):
     chosen = [registry.choose(None, {}) for _ in range(6)]
     assert chosen[:3] == chosen[3:]
     assert {id(each) for each in chosen} == {id(each) for each in members}
+
+
+def test_a_pool_that_is_idle_is_not_walked_through(clock):
+    looks = []
+
+    class Watched(FakeTunnel):
+        def __init__(self):
+            super().__init__()
+            self.session = self
+
+        @property
+        def available(self):
+            looks.append(self)
+            return True
+
+        @available.setter
+        def available(self, value):
+            pass
+
+    registry = Registry(2_000, seconds=clock.seconds)
+    pool = [Member(Watched(), "a", b"f" * 32, "192.0.2.1", 0.0) for _ in range(2_000)]
+    add(registry, *pool)
+    for identifiers in (None, frozenset({"a"})):
+        looks.clear()
+        for _ in range(100):
+            registry.choose(identifiers, {}).tunnel.streams.append(None)
+        assert len(looks) == 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_choice_is_that_of_a_walk_through_all(registry, seed):
+    """Fewest streams first, then who was chosen, or came, longest ago."""
+    randomness = random.Random(seed)
+    since = {}
+    for turn in range(300):
+        if len(registry) < 10 and randomness.random() < 0.2:
+            new = member(randomness.choice("ab"))
+            registry.add(new)
+            since[new] = turn - 0.5
+        elif since and randomness.random() < 0.1:
+            gone = randomness.choice(list(since))
+            registry.remove(gone.tunnel)
+            del since[gone]
+        for each in since:
+            each.tunnel.available = randomness.random() < 0.8
+            if each.tunnel.streams and randomness.random() < 0.3:
+                each.tunnel.streams.pop()
+        wanted = randomness.choice([None, frozenset("a"), frozenset("b"), frozenset("ab")])
+        suitable = [
+            each
+            for each in since
+            if each.tunnel.available and (wanted is None or each.identifier in wanted)
+        ]
+        chosen = registry.choose(wanted, {})
+        if chosen is None:
+            assert not suitable
+            continue
+        assert chosen is min(suitable, key=lambda each: (len(each.tunnel.streams), since[each]))
+        since[chosen] = turn
+        chosen.tunnel.streams.append(None)
 
 
 def test_a_connection_stays_while_its_member_can_serve(registry):

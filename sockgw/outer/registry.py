@@ -34,7 +34,7 @@ class Member:
     resumes: int = 0  #: how often it has come back
     takeovers: int = 0  #: how often of these while its old carrier looked alive
     secret: bytes = field(default=b"", repr=False)  #: which it then has to know
-    chosen: int = 0  #: when it was last chosen, by a counter
+    chosen: int = 0  #: when it was last chosen, or came, by a counter
     suspended_since: float | None = None  #: in seconds of the registry's clock
     gone: float | None = None  #: since when it takes no streams, in the same
 
@@ -63,7 +63,9 @@ class Registry:
         self._per_key: Counter[bytes] = Counter()
         self._members: dict[Tunnel, Member] = {}
         self._by_id: dict[bytes, Member] = {}
-        self._by_identifier: dict[str, list[Member]] = {}
+        # Ordered sets, chosen longest ago first: who is idle is found without a walk through all.
+        self._in_turn: dict[Member, None] = {}
+        self._by_identifier: dict[str, dict[Member, None]] = {}
         self._turn = count(1)
         self._seconds = seconds
         self._began = seconds()
@@ -124,7 +126,9 @@ class Registry:
     def add(self, member: Member) -> None:
         """An inner layer has proved who it is."""
         self._members[member.tunnel] = member
-        self._by_identifier.setdefault(member.identifier, []).append(member)
+        member.chosen = next(self._turn)
+        self._in_turn[member] = None
+        self._by_identifier.setdefault(member.identifier, {})[member] = None
         self._per_key[member.fingerprint] += 1
         if member.tunnel_id:
             self._by_id[member.tunnel_id] = member
@@ -135,8 +139,9 @@ class Registry:
         member = self._members.pop(tunnel, None)
         if member is not None:
             self._by_id.pop(member.tunnel_id, None)
+            del self._in_turn[member]
             same = self._by_identifier[member.identifier]
-            same.remove(member)
+            del same[member]
             if not same:
                 del self._by_identifier[member.identifier]
             self._remember(member)
@@ -185,6 +190,7 @@ class Registry:
             return known
         best: Member | None = None
         fewest = 0
+        in_turn = identifiers is None or len(identifiers) == 1
         for member in self.candidates(identifiers):
             if member.tunnel.available and member not in tried and member not in passed_over:
                 streams = len(member.tunnel.session.streams)
@@ -194,10 +200,15 @@ class Registry:
                     or (streams == fewest and member.chosen < best.chosen)
                 ):
                     best, fewest = member, streams
+                    if not streams and in_turn:
+                        break  # nobody has fewer, and who is idle too was chosen later
         if best is None and passed_over:
             return self.choose(identifiers, affinity, tried)
         if best is not None:
             best.chosen = next(self._turn)
+            for ordered in (self._in_turn, self._by_identifier[best.identifier]):
+                del ordered[best]
+                ordered[best] = None
             affinity[identifiers] = best
         return best
 
@@ -230,7 +241,7 @@ class Registry:
     def candidates(self, identifiers: frozenset[str] | None) -> Iterator[Member]:
         """Return the inner layers that may serve a target, whether they can now or not."""
         if identifiers is None:
-            yield from self._members.values()
+            yield from self._in_turn
         else:
             for identifier in identifiers:
                 yield from self._by_identifier.get(identifier, ())
