@@ -1,5 +1,5 @@
 # make demo    a gateway on this machine to play with
-# make test    the environment, then everything that CI checks
+# make test    the environment, then what CI checks (and after it test-compiled)
 # make test-compiled  the same tests with the compiled build (docs/operations.rst), in an environment
 #              of its own (ARGS=../tests/...)
 # make faults  the long tests of what docs/reliability.rst promises (as root; some 20 minutes), which
