@@ -35,8 +35,9 @@ endif
 
 # From elsewhere, or the sources here would come before what is installed. What is counted by function, docs
 # and the bench, have nothing to do with what is compiled.
-COMPILED_TESTS = $(filter-out %/test_hotpath.py %/test_docs.py %/test_bench.py %/test_bench_run.py, \
-	$(wildcard $(CURDIR)/tests/test_*.py $(CURDIR)/tests/e2e/test_*.py))
+COMPILED_TESTS = $(addprefix $(CURDIR)/,$(filter-out tests/test_hotpath.py tests/test_docs.py \
+	$(wildcard tests/test_bench*.py tests/e2e/test_bench*.py), \
+	$(wildcard tests/test_*.py tests/e2e/test_*.py)))
 PYTEST_COMPILED = cd $(VENV_COMPILED) && SOCKGW_COMPILED=1 bin/python -m pytest \
 	-c ../pyproject.toml --rootdir .. -o pythonpath=tests/e2e
 
