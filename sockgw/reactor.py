@@ -9,7 +9,11 @@ Before that come the calls that :meth:`Reactor.at_turn_end` was asked for, which
 ``callLater(0)`` is for elsewhere: they can put into one write what a turn has brought together, and
 cost no timer.
 
-The other thing is a context that Twisted makes for each event, to name it in its log. Ours does
+A turn takes few events, though more may be there: what it has written is then on its way to the
+next process, which works on it while this one goes on. With all at once, a load of fifty clients
+passes through both layers like a lump, and each stands idle while the other works.
+
+The last thing is a context that Twisted makes for each event, to name it in its log. Ours does
 not show it.
 
 Rejected: sending from within ``write``. A head and its body would leave in two system calls, and
@@ -27,6 +31,10 @@ from twisted.logger import Logger
 __all__ = ["Reactor"]
 
 _log = Logger()
+
+# In a turn. Half as many cost more messages than the overlap is worth, twice as many overlap less.
+# epoll hands out those that are left over first the next time.
+_EVENTS = 16
 
 
 class Reactor(EPollReactor):
@@ -65,7 +73,7 @@ class Reactor(EPollReactor):
             if due is not None and (timeout is None or due < timeout):
                 timeout = due
         try:
-            events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
+            events = self._poller.poll(-1 if timeout is None else timeout, _EVENTS)
         except OSError as error:
             if error.errno == errno.EINTR:
                 return

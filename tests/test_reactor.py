@@ -283,6 +283,36 @@ def test_one_that_another_closes_in_the_same_turn_is_not_written_to(bench):
     bench.transport.unregisterProducer()
 
 
+def test_a_turn_takes_few_events_and_sends_what_they_wrote_before_the_others(bench):
+    pairs = [socket.socketpair() for _ in range(100)]
+    order = []
+    for mine, theirs in pairs:
+        peer = Peer()
+        mine.setblocking(False)
+        theirs.setblocking(False)
+        bench.reactor.adoptStreamConnection(
+            mine.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda peer=peer: peer)
+        )
+        mine.close()
+        peer.on_data = lambda data, peer=peer: (order.append(peer), peer.transport.write(data))
+        theirs.send(b"x")
+    answered = set()
+    while len(answered) < len(pairs):
+        before = len(order)
+        bench.turn(1)
+        assert len(order) - before <= 16
+        bench.reactor._end_turn()
+        for _, theirs in pairs:
+            with suppress(BlockingIOError):
+                assert theirs.recv(10) == b"x"
+                answered.add(theirs)
+        assert len(answered) == len(order)
+    assert len(set(order)) == len(pairs)  # nobody had two turns before all had one
+    for _, theirs in pairs:
+        theirs.close()
+    bench.until(lambda: all(peer.lost for peer in order))
+
+
 def test_a_handler_that_fails_ends_its_connection_only(bench):
     def fail(data):
         raise RuntimeError("as planned")
