@@ -157,6 +157,7 @@ _FOREIGN = {"logfile", "logger", "now", "pidfile", "syslog", "upgrade"} | {
     "editable",
     "no-build-isolation",
     "no-deps",
+    "reactor",
 }
 # Of sockgw's own commands.
 _COMMANDS = {"common-name", "config", "help", "once", "role", "type", "version"}
