@@ -14,9 +14,10 @@ has no public form and stays, too.
 """
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 
-from sockgw.http.headers import lowered
+from sockgw.http.headers import lower
 from sockgw.http.networks import canonical
 from sockgw.protocol.heads import Headers
 
@@ -30,13 +31,10 @@ _REWRITTEN = _REFERENCES | {b"refresh", b"link", b"set-cookie"}
 _REWRITTEN_OR_REMOVED = _REWRITTEN | _CSPS
 
 
-def concerns(headers: Headers, remove_csps: bool) -> bool:
-    """Whether there is any field that :meth:`Rewriter.rewrite` looks at.
-
-    Raises ValueError for a bad name.
-    """
+def concerns(names: Set[bytes], remove_csps: bool) -> bool:
+    """Whether :meth:`Rewriter.rewrite` looks at any field of these names, given in lower case."""
     wanted = _REWRITTEN_OR_REMOVED if remove_csps else _REWRITTEN
-    return not wanted.isdisjoint([lowered[name] for name, _ in headers])
+    return not wanted.isdisjoint(names)
 
 
 # What may be written in place of the target's authority. The public one was chosen by the client.
@@ -161,7 +159,7 @@ class Rewriter:
         with signs that no host has) paths alone are rewritten. ``remove_csps`` takes the content
         security policies away, which may name the target in ways that no rewriting finds.
         """
-        if concerns(headers, remove_csps):
+        if concerns({lower(name) for name, _ in headers}, remove_csps):
             return self._rewrite(headers, public_scheme, public_host, remove_csps)
         return headers
 

@@ -47,6 +47,7 @@ class Shape:
         "codings",
         "dated",
         "hosts",
+        "keys",
         "lengths",
         "te",
     )
@@ -66,6 +67,8 @@ class Shape:
         self.lengths = _places(keys, b"content-length")
         unframed = [key not in FRAMING for key in keys]
         self._unframed = None if all(unframed) else tuple(unframed)
+        #: The names in lower case.
+        self.keys = frozenset(keys)
         #: Whether there is any Date.
         self.dated = b"date" in keys
         self.hosts = len(_places(keys, b"host"))

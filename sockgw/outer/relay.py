@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from sockgw.http.application import ClientExchange
 from sockgw.http.forwarded import ClientView
-from sockgw.http.headers import FieldFilter, end_to_end, upgrades_to
+from sockgw.http.headers import end_to_end, lower, upgrades_to
 from sockgw.http.rewriting import Rewriter, concerns
+from sockgw.http.shapes import name_of, shapes
 from sockgw.outer.https import Https
 from sockgw.outer.kept import KeptBody
 from sockgw.outer.refusals import Refusal, for_reset
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Owner", "Relay"]
 
-_passed = FieldFilter(lambda name: name == b"x-request-id")  # which is our own
 _CONTINUE = 100
 
 # Credit does not bound heads. 100, 102 and 103 come one to three times for a request; more would
@@ -311,13 +311,19 @@ class Relay:
         if head.interim:
             self._inform(head)
             return
-        health = self._gateway.dispatcher.health
+        gateway = self._gateway
+        health = gateway.dispatcher.health
         if health.failing:
             health.reached(self.route.target.name, self.member)
         try:
-            headers = self._rewritten(head, _passed(head.headers))
-            headers.append((b"X-Request-ID", self.request_id))
-            self._gateway.https.mark(headers, self.view.proto)
+            shape = shapes[tuple(map(name_of, head.headers))]
+            headers = shape.end_to_end(head.headers)
+            if b"x-request-id" in shape.keys:  # which is our own
+                headers = [field for field in headers if lower(field[0]) != b"x-request-id"]
+            if concerns(shape.keys, gateway.remove_csps):
+                headers = self._rewritten(head, headers)
+            headers = [*headers, (b"X-Request-ID", self.request_id)]
+            gateway.https.mark(headers, self.view.proto)
             if head.status == 101 and not upgrades_to(head.upgrade, self.head.upgrade):
                 raise ValueError("an upgrade that was not asked for")
             exchange.respond(ResponseHead(head.status, head.reason, headers, None, head.upgrade))
@@ -448,8 +454,6 @@ class Relay:
     def _rewritten(self, head: ResponseHead, headers: Headers) -> Headers:
         """Return the fields of an answer as the client should see them."""
         gateway = self._gateway
-        if not concerns(headers, gateway.remove_csps):
-            return headers
         rewriter = gateway.rewriter(self.route, head.origin)
         if rewriter is None:
             return headers
