@@ -280,6 +280,21 @@ def test_an_answer_before_the_end_of_the_request() -> None:
     assert not peer.handlers[0].body
 
 
+@pytest.mark.parametrize("rest", [b"", b"too much"])
+def test_an_answer_before_the_frame_that_ends_a_whole_body(rest: bytes) -> None:
+    peer = H2Server()
+    peer.feed(peer.head(1, POST, ("content-length", "3"), end=False), data(1, b"abc"))
+    answer(peer.handlers[0].exchange)
+    peer.advance(0)
+    assert (peer.body(1), peer.ended(1), peer.reset(1)) == (b"ok", True, None)
+    peer.feed(data(1, rest, end=True), peer.head(3))
+    assert peer.goaway is None
+    answer(peer.handlers[1].exchange)
+    peer.advance(0)
+    assert (peer.body(3), peer.ended(3)) == (b"ok", True)
+    assert peer.handlers[0].body == b"abc"
+
+
 def test_an_answer_within_the_call() -> None:
     peer = H2Server()
     peer.application.on_request = lambda exchange: answer(exchange, b"now")

@@ -534,8 +534,10 @@ class H2ClientConnection(Protocol):
             exchange.sent = True
             self._check_over(exchange)
             return
-        if not exchange.complete:
-            # RFC 9113, section 8.1: nothing of the rest is wanted.
+        if not (exchange.complete or exchange.bytes_received == exchange.length):
+            # RFC 9113, section 8.1: nothing of the rest is wanted. Where all of a body is there as
+            # announced, the rest is its end, which is on its way: a client that is told that it is
+            # not wanted takes that for a fault.
             self._reset_stream(exchange.stream_id, ErrorCodes.NO_ERROR)
             self.sender.flush()
         if not exchange.refused:
