@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 from cuts import cut_transfers, verify
@@ -43,6 +44,9 @@ def test_cuts_within_handshakes(tmp_path: Path, keys: Keys) -> None:
                 done = disturb(stand.relay, iter(series), 4, lambda: True)
                 assert done, "nothing connects any more"
                 ends.append(done[-1].at)
+                stand.small.finish([stand.small.begin("download", stand.small_host, 100_000)])
+            # Until a few requests of the probe must have begun after the last one.
+            while time.monotonic() < ends[-1] + 0.3:
                 stand.small.finish([stand.small.begin("download", stand.small_host, 100_000)])
         stand.wait_idle()
     assert not wrong(probe.samples), kinds(probe.samples)
