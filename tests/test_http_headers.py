@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from sockgw.http import headers as module
 from sockgw.http.headers import (
-    FieldFilter,
     connection_options,
     end_to_end,
     get,
@@ -29,33 +28,6 @@ def test_the_cache_of_names_is_bounded():
         lower(b"x-%d" % number)
     assert len(module.lowered) <= 1024
     assert lower(b"X-2999") == b"x-2999"
-
-
-NAMES = [b"A", b"b", b"Own", b"own", b"Keep-Alive", b"TE", b"te", b"Connection", b"connection"]
-VALUES = [b"1", b"close", b"Keep-Alive", b"a", b"own, b", b"trailers", b"x, trailers"]
-
-
-@given(
-    st.lists(
-        st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=6),
-        max_size=12,
-    )
-)
-def test_a_filter_says_the_same_as_end_to_end_whatever_it_has_seen_before(heads):
-    passed = FieldFilter(lambda name: name == b"own")
-    for fields in heads:
-        assert passed(fields) == end_to_end(fields, frozenset((b"own",)))
-
-
-def test_a_filter_refuses_bad_names_and_remembers_few():
-    passed = FieldFilter(lambda name: name.endswith(b"9"))
-    for number in range(5000):
-        fields = [(b"x-%d" % number, b"")]
-        assert passed(fields) == ([] if number % 10 == 9 else fields)
-        assert len(passed._passed) <= 1024
-        assert len(passed._dropped) <= 1024
-    with pytest.raises(ValueError, match="bad header name"):
-        passed([(b"x-1", b""), (b"a b", b"")])
 
 
 def test_look_ups():

@@ -5,7 +5,6 @@ as llhttp checks those that came from a socket.
 """
 
 import re
-from collections.abc import Callable
 
 from sockgw.protocol.heads import Headers
 
@@ -14,7 +13,6 @@ __all__ = [
     "TEXT",
     "TE_TRAILERS",
     "USUAL_OPTIONS",
-    "FieldFilter",
     "check_text",
     "connection_options",
     "end_to_end",
@@ -123,54 +121,6 @@ def end_to_end(headers: Headers, also: frozenset[bytes] = frozenset()) -> Header
     if trailers:
         result.append(TE_TRAILERS)
     return result
-
-
-def _none(name: bytes) -> bool:
-    return False
-
-
-class FieldFilter:
-    """:func:`end_to_end`, made once for those fields that are left out besides.
-
-    Nearly all fields of nearly all heads are of a few names, which pass whatever their value is or
-    do not, and are known here as they are spelled.
-    """
-
-    __slots__ = ("_dropped", "_leaves_out", "_passed")
-
-    def __init__(self, leaves_out: Callable[[bytes], bool] = _none) -> None:
-        """``leaves_out`` says of a name in lower case that its fields do not pass."""
-        self._leaves_out = leaves_out
-        self._passed: set[bytes] = set()
-        self._dropped: set[bytes] = set()
-
-    def __call__(self, headers: Headers) -> Headers:
-        """Return those that pass. Raises ValueError for a bad name."""
-        passed = self._passed
-        result = [field for field in headers if field[0] in passed]
-        if len(result) != len(headers):
-            dropped = self._dropped
-            for name, value in headers:
-                if (
-                    name not in passed
-                    and name not in dropped
-                    and (lowered[name] != b"connection" or value.lower() not in USUAL_OPTIONS)
-                ):
-                    return self._examine(headers)
-        return result
-
-    def _examine(self, headers: Headers) -> Headers:
-        for name, _ in headers:
-            key = lowered[name]
-            if key != b"connection" and key != b"te":
-                known = (
-                    self._dropped if key in HOP_BY_HOP or self._leaves_out(key) else self._passed
-                )
-                if len(known) >= _MAX_KNOWN_NAMES:
-                    known.clear()
-                known.add(name)
-        leaves_out = self._leaves_out
-        return [field for field in end_to_end(headers) if not leaves_out(lowered[field[0]])]
 
 
 def upgrades_to(given: bytes, asked: bytes) -> bool:

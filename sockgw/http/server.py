@@ -301,16 +301,6 @@ class ClientConnection(Protocol):
             or self._held
             or (active is not None and active._paused and (active is receiving or self.switched))
         )
-        if (
-            active is not None
-            and active is not receiving
-            and reading is self._reading
-            and not (self.congested or self._half_closed)
-        ):
-            # What nearly every request comes to: it waits for nothing but its answer.
-            self._awaited = Awaited.NOTHING
-            self.deadline = None
-            return
         if reading is not self._reading and not self._half_closed:
             # After a FIN the socket would be reported as readable for ever.
             self._reading = reading

@@ -158,7 +158,10 @@ class InnerConfig(TunnelConfig):
         default="15000",
     )
     max_idle_connections: int = setting(
-        "Most unused connections kept for each target.", count, metavar="NUMBER", default="64"
+        "Most unused connections kept for each target; those beyond only for a second.",
+        count,
+        metavar="NUMBER",
+        default="64",
     )
     udp_queue: int = setting(
         "Most datagrams that wait in one direction of a UDP stream; then the oldest is dropped.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from itertools import count
 
@@ -19,9 +20,10 @@ from sockgw.deadlines import Deadlines
 from sockgw.http.application import NOBODY, ClientExchange, Connection, RequestHandler
 from sockgw.http.forwarded import ClientView, Forwarding, is_protected, names_a_method, with_prefix
 from sockgw.http.framing import HttpError
-from sockgw.http.headers import FieldFilter, end_to_end
+from sockgw.http.headers import end_to_end, lowered
 from sockgw.http.networks import UNIX_PEER, canonical
 from sockgw.http.rewriting import Prefixes, Rewriter
+from sockgw.http.shapes import name_of, shapes
 from sockgw.outer.accesslog import AccessLog
 from sockgw.outer.challenges import PREFIX, Challenges
 from sockgw.outer.config import OuterConfig
@@ -55,23 +57,17 @@ _DRAINING = Refusal(503, "this gateway is about to stop", "connection_limit_reac
 _NOT_PASSED = frozenset((b"host", b"proxy"))
 
 
-def _passing(trusted: bool, restricted: bool) -> FieldFilter:
-    """Return which fields of a client pass, by whether it is a trusted proxy and there is a policy:
-    that has judged the method of the request line, and no other."""
-    return FieldFilter(
-        lambda name: (
-            name in _NOT_PASSED
-            or is_protected(name, trusted)
-            or (restricted and names_a_method(name))
-        )
+# Names repeat from request to request.
+@lru_cache(maxsize=1024)
+def _kept_back(name: bytes, trusted: bool, restricted: bool) -> bool:
+    """Whether a client's field of that name, in lower case, does not pass.
+
+    By whether the client is a trusted proxy, and whether there is a policy: that has judged the
+    method of the request line, and no other.
+    """
+    return (
+        name in _NOT_PASSED or is_protected(name, trusted) or (restricted and names_a_method(name))
     )
-
-
-_PASSING = {
-    (trusted, restricted): _passing(trusted, restricted)
-    for trusted in (False, True)
-    for restricted in (False, True)
-}
 
 
 #: An origin as an inner layer tells it (None: it does not), and the route's prefixes.
@@ -454,7 +450,12 @@ class Gateway:
 
     def _passed(self, headers: Headers, target: Target, trusted: bool) -> Headers:
         """Return the fields of a client that may pass. Raises ValueError for a bad name."""
-        return _PASSING[trusted, not target.policy.unrestricted](headers)
+        restricted = not target.policy.unrestricted
+        return [
+            field
+            for field in shapes[tuple(map(name_of, headers))].end_to_end(headers)
+            if not _kept_back(lowered[field[0]], trusted, restricted)
+        ]
 
     def _without_target(
         self, exchange: ClientExchange, view: ClientView, request_id: bytes

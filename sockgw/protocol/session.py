@@ -499,8 +499,8 @@ class Session:
             self._receive_open(flags, number, payload)
         elif stream is None:
             self._receive_stray(kind, number)
-        elif kind == _DATA:
-            if payload or flags & FIN:
+        elif kind == _DATA:  # without a byte: see receive()
+            if flags & FIN:
                 self._earn()
             else:
                 self._spend()
