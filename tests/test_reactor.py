@@ -72,17 +72,23 @@ class Bench:
     def __init__(self):
         self.reactor = Reactor()
         self.poller = self.reactor._poller = Counting(self.reactor._poller)
-        self.mine, self.theirs = socket.socketpair()
-        self.theirs.setblocking(False)
+        self.peer, self.theirs = self.connect()
         self.got = b""
-        self.peer = Peer()
-        factory = Factory.forProtocol(lambda: self.peer)
-        self.mine.setblocking(False)
-        self.reactor.adoptStreamConnection(self.mine.fileno(), socket.AF_UNIX, factory)
-        self.mine.close()
         self.transport = self.peer.transport
         self.turn()
         self.poller.changes.clear()
+
+    def connect(self):
+        """Return the reactor's end of a new connection, and the other."""
+        mine, theirs = socket.socketpair()
+        peer = Peer()
+        for end in (mine, theirs):
+            end.setblocking(False)
+        self.reactor.adoptStreamConnection(
+            mine.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: peer)
+        )
+        mine.close()
+        return peer, theirs
 
     def turn(self, timeout=0):
         self.reactor.runUntilCurrent()
@@ -176,13 +182,7 @@ def test_a_call_put_off_by_a_write_does_not_wait_for_the_poll(bench):
 
 
 def test_a_write_to_another_from_within_a_write_does_not_wait_for_the_poll(bench):
-    mine, theirs = socket.socketpair()
-    other = Peer()
-    mine.setblocking(False)
-    bench.reactor.adoptStreamConnection(
-        mine.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: other)
-    )
-    mine.close()
+    other, theirs = bench.connect()
     bench.peer.resumeProducing = lambda: other.transport.write(b"for the other")
     bench.transport.registerProducer(bench.peer, True)
     bench.transport.write(FULL)
@@ -264,19 +264,12 @@ def test_a_write_on_a_broken_connection_ends_it(bench):
 
 
 def test_one_that_another_closes_in_the_same_turn_is_not_written_to(bench):
-    mine, theirs = socket.socketpair()
-    other = Peer()
-    mine.setblocking(False)
-    bench.reactor.adoptStreamConnection(
-        mine.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: other)
-    )
-    mine.close()
+    other, theirs = bench.connect()
     bench.peer.resumeProducing = other.transport.abortConnection
     bench.transport.registerProducer(bench.peer, True)
     bench.transport.write(FULL)
     other.transport.write(b"never")
     bench.until(lambda: other.lost)
-    theirs.setblocking(False)
     with suppress(ConnectionResetError):
         assert theirs.recv(100) == b""
     theirs.close()
@@ -284,16 +277,9 @@ def test_one_that_another_closes_in_the_same_turn_is_not_written_to(bench):
 
 
 def test_a_turn_takes_few_events_and_sends_what_they_wrote_before_the_others(bench):
-    pairs = [socket.socketpair() for _ in range(100)]
+    pairs = [bench.connect() for _ in range(100)]
     order = []
-    for mine, theirs in pairs:
-        peer = Peer()
-        mine.setblocking(False)
-        theirs.setblocking(False)
-        bench.reactor.adoptStreamConnection(
-            mine.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda peer=peer: peer)
-        )
-        mine.close()
+    for peer, theirs in pairs:
         peer.on_data = lambda data, peer=peer: (order.append(peer), peer.transport.write(data))
         theirs.send(b"x")
     answered = set()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sockgw.http.application import NOBODY, RequestHandler
 from sockgw.http.framing import CHUNKED
-from sockgw.http.headers import end_to_end, lower, serialize
+from sockgw.http.headers import end_to_end, lower, serialize, write_head
 from sockgw.http.shapes import FRAMING, name_of, shapes
 from sockgw.protocol.heads import Headers, RequestHead, ResponseHead
 
@@ -245,7 +245,7 @@ class Exchange:
         elif self.http_version == (1, 0):
             fields.append((b"Connection", b"keep-alive"))
 
-        data = serialize(status_line(status, head.reason), fields)
+        data = write_head(status_line(status, head.reason), fields)
         self._persistent = persistent
         self._remaining = remaining
         self.framing = framing

@@ -10,7 +10,6 @@ from sockgw.protocol.heads import Headers
 
 __all__ = [
     "HOP_BY_HOP",
-    "TEXT",
     "TE_TRAILERS",
     "USUAL_OPTIONS",
     "check_text",
@@ -21,6 +20,7 @@ __all__ = [
     "lowered",
     "serialize",
     "upgrades_to",
+    "write_head",
 ]
 
 # RFC 9110, section 7.6.1, with Proxy-* of section 11.7 and obsolete ones still seen in the wild.
@@ -41,8 +41,8 @@ HOP_BY_HOP = frozenset(
 )
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")  # RFC 9110, section 5.6.2
-#: What may stand in a line (section 5.5): no controls but HTAB.
-TEXT = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))
+# What may stand in a line (section 5.5): no controls but HTAB.
+_TEXT = bytes(code for code in range(256) if code == 9 or (code >= 32 and code != 127))
 
 # Names repeat from request to request: a look-up instead of a match and a copy. Strangers could
 # fill what is remembered; then it begins anew, or the names in use would have no place in it.
@@ -135,7 +135,7 @@ def upgrades_to(given: bytes, asked: bytes) -> bool:
 
 def check_text(headers: Headers) -> None:
     """Raise ValueError where a control character stands in a value (RFC 9110, section 5.5)."""
-    if b"".join([value for _, value in headers]).translate(None, TEXT):
+    if b"".join([value for _, value in headers]).translate(None, _TEXT):
         raise ValueError("control character in a header value")
 
 
@@ -145,11 +145,18 @@ def serialize(start_line: bytes, headers: Headers) -> bytes:
     Raises ValueError where a name is no token or a control character stands in a value.
     """
     for name, _ in headers:
-        if name not in lowered:
-            lower(name)
+        lower(name)
+    return write_head(start_line, headers)
+
+
+def write_head(start_line: bytes, headers: Headers, end: bytes = b"\r\n\r\n") -> bytes:
+    """Return a head whose names are known to be good, with ``end`` behind the last field.
+
+    Raises ValueError where a control character stands in a value.
+    """
     block = b"\r\n".join((start_line, *map(b": ".join, headers)))
     # One look at the whole block: no controls but exactly the line ends that we wrote ourselves. It
     # costs a hundredth of a match per value.
-    if block.translate(None, TEXT) != b"\r\n" * len(headers):
+    if block.translate(None, _TEXT) != b"\r\n" * len(headers):
         raise ValueError("control character in a head")
-    return block + b"\r\n\r\n"
+    return block + end

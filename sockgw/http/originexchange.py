@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocol
 
-from sockgw.http.headers import serialize
-from sockgw.http.outgoing import MAX_HELD, body_length, only_trailers, write_head
+from sockgw.http.headers import serialize, write_head
+from sockgw.http.outgoing import MAX_HELD, body_length, only_trailers
 from sockgw.http.shapes import Shape
 from sockgw.protocol.errors import StreamCode
 from sockgw.protocol.heads import Headers, RequestHead

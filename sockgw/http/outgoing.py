@@ -5,11 +5,11 @@ It came through the tunnel, so it is checked as if a stranger had sent it.
 
 import re
 
-from sockgw.http.headers import HOP_BY_HOP, TEXT, lower
+from sockgw.http.headers import HOP_BY_HOP, lower
 from sockgw.http.shapes import Shape, name_of, shapes
 from sockgw.protocol.heads import Headers, RequestHead
 
-__all__ = ["MAX_HELD", "body_length", "clean", "only_trailers", "write_head"]
+__all__ = ["MAX_HELD", "body_length", "clean", "only_trailers"]
 
 # Bytes of a request held for sending again, and bytes held while dialling before the caller is
 # asked to pause. As much as a Twisted transport buffers before it pauses its producer.
@@ -97,18 +97,6 @@ def _check(method: bytes, target: bytes) -> None:
         raise ValueError("bad method")
     if not _TARGET.fullmatch(target):
         raise ValueError("bad target")
-
-
-def write_head(start_line: bytes, headers: Headers, end: bytes) -> bytes:
-    """Return a head whose names are known to be good, with ``end`` behind the last field.
-
-    Raises ValueError where a control character stands in a value.
-    """
-    block = b"\r\n".join((start_line, *map(b": ".join, headers)))
-    # No controls but exactly the line ends that we wrote ourselves: see serialize().
-    if block.translate(None, TEXT) != b"\r\n" * len(headers):
-        raise ValueError("control character in a head")
-    return block + end
 
 
 def only_trailers(trailers: Headers | None) -> Headers:
