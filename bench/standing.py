@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bench.origins import PROGRAMS, SMALL
+from bench.origins import PROGRAMS, SMALL, SMALL_BODY
 from bench.ours import BIN
 from bench.processes import Failed, usage_of
 from bench.room import Address, Room, Route
@@ -130,8 +130,12 @@ class Gateway:
         connection.sendall(
             f"GET {SMALL} HTTP/1.1\r\nHost: {name}.test\r\nUser-Agent: bench\r\n\r\n".encode()
         )
-        if answered and not connection.recv(65_536).startswith(b"HTTP/1.1 200 "):
-            raise Failed("a client was not answered")
+        answer = b""
+        while answered and not answer.endswith(SMALL_BODY):
+            piece = connection.recv(65_536)
+            answer += piece
+            if not piece or not answer.startswith(b"HTTP/1.1 200 "):
+                raise Failed(f"a client's answer was {answer[:200]!r}")
 
     def client(self, name: str = "web") -> socket.socket:
         """Connect a client that has been answered."""
